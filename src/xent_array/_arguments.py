@@ -1,0 +1,70 @@
+"""Admission of a call's arrays: one library, one device, the right dtype, or a clear error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xent_array._backends import Standard, backend_of, dtype_name
+from xent_array._namespace import Array
+from xent_array._options import check_range, is_number
+
+
+class Library:
+    """The array library and the device of a call, which its leading argument settles."""
+
+    def __init__(self, name: str, leader: Array) -> None:
+        self.name = name
+        self.backend: Standard = backend_of(name, leader)
+        self.leader = self.backend.admit(name, leader)
+        self.device = self.backend.device(self.leader)
+        self.memory = self.backend.memory(self.leader)
+        self.floating(name, self.leader)
+
+    def admit(self, name: str, x: Array) -> Array:
+        """Return argument `name` as a plain array of this library, on this device."""
+        if backend_of(name, x) is not self.backend:
+            raise TypeError(
+                f"{name} is a {_type_name(x)} but {self.name} is a {_type_name(self.leader)}: "
+                "all arrays of a call must come from one library, convert one of them"
+            )
+        x = self.backend.admit(name, x)
+        if (device := self.backend.device(x)) != self.device:
+            raise ValueError(
+                f"{name} is on device {device} but {self.name} is on {self.device}: "
+                "nothing is moved between devices silently, move one of them"
+            )
+        return x
+
+    def floating(self, name: str, x: Array) -> Array:
+        """Return `x` if it is real and floating."""
+        if not self.backend.is_floating(x.dtype):
+            raise TypeError(f"{name} must have a real floating dtype, got {dtype_name(x.dtype)}")
+        return x
+
+    def scalar(self, name: str, value: float | Array, dtype: Any) -> float | Array:
+        """Return a scalar option as a Python float, or as a 0-d array of `dtype`."""
+        if is_number(value):
+            return float(value)
+        value = self.floating(name, self.admit(name, value))
+        if self.memory == "host" and self.backend.memory(value) == "host":
+            check_range(name, value, concrete=self.backend.value(value))
+        return self.backend.cast(value, dtype)
+
+    def result_dtype(self, dtype: Any) -> Any:
+        """Return the dtype asked for, None being the library's choice for its logits."""
+        if dtype is None:
+            return self.backend.result_dtype(self.leader)
+        try:
+            chosen = self.backend.dtype(dtype)
+            floating = self.backend.is_floating(chosen)
+        except (AttributeError, TypeError, ValueError):
+            floating = False
+        if not floating:
+            raise TypeError(
+                f"dtype must be a real floating dtype of the array library, got {dtype!r}"
+            )
+        return chosen
+
+
+def _type_name(x: object) -> str:
+    return f"{type(x).__module__.partition('.')[0]}.{type(x).__qualname__}"

@@ -1,0 +1,149 @@
+"""What the Array API standard itself can say: the backend of any conforming library."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Literal
+
+from xent_array._namespace import Array
+
+#: Where the values of an array lie: "host" and "device" are looped over in blocks sized for that
+#: memory; "traced" (or lazy) values do not exist yet and are written down as one expression.
+Memory = Literal["host", "device", "traced"]
+
+#: Dtypes too coarse to compute in: their rows are computed in float32.
+HALF = ("float16", "bfloat16")
+
+
+class Standard:
+    """Answers about the arrays of one library, each in the words of the standard.
+
+    A library that deviates, or knows a shorter way, overrides the one method concerned in the
+    module of its name. `xp` is its Array API namespace.
+    """
+
+    def __init__(self, xp: Any) -> None:
+        self.xp = xp
+
+    # --- what kind of array is it?
+
+    def admit(self, name: str, x: Array) -> Array:
+        """Return argument `name` as a plain array of the library, or raise TypeError."""
+        return x
+
+    def device(self, x: Array) -> Any:
+        return x.device
+
+    def memory(self, x: Array) -> Memory:
+        return "host"
+
+    def differentiates(self, *arrays: Array) -> bool:
+        """Whether the library itself will differentiate what is computed from `arrays`."""
+        return False
+
+    def branches(self, x: Array) -> bool:
+        """Whether Python may look at values in passing: host memory, data-dependent indexing."""
+        return False
+
+    def quiet(self) -> contextlib.AbstractContextManager[Any]:
+        """Silence floating-point warnings: a NaN row is an answer here, not an accident."""
+        return contextlib.nullcontext()
+
+    # --- dtypes
+
+    def is_floating(self, dtype: Any) -> bool:
+        return bool(self.xp.isdtype(dtype, "real floating"))
+
+    def is_integer(self, dtype: Any) -> bool:
+        return bool(self.xp.isdtype(dtype, "integral"))
+
+    def is_boolean(self, dtype: Any) -> bool:
+        return bool(self.xp.isdtype(dtype, "bool"))
+
+    def integer_range(self, dtype: Any) -> tuple[int, int]:
+        info = self.xp.iinfo(dtype)
+        return int(info.min), int(info.max)
+
+    def dtype(self, dtype: Any) -> Any:
+        """Return the library's own object for a dtype that the caller named."""
+        return dtype
+
+    def compute_dtype(self, dtype: Any) -> Any:
+        return self.xp.float32 if dtype_name(dtype) in HALF else dtype
+
+    def itemsize(self, dtype: Any) -> int:
+        """Bytes of one entry of a real floating dtype."""
+        return int(self.xp.finfo(dtype).bits) // 8
+
+    def result_dtype(self, logits: Array) -> Any:
+        """The dtype of a loss whose caller did not choose one."""
+        return logits.dtype
+
+    def index_dtype(self, x: Array) -> Any:
+        info = self.xp.__array_namespace_info__()
+        return info.default_dtypes(device=self.device(x))["indexing"]
+
+    def cast(self, x: Array, dtype: Any) -> Array:
+        return x if x.dtype == dtype else self.xp.astype(x, dtype)
+
+    # --- along the class axis, which is last; results keep it with length one
+
+    def row_max(self, x: Array) -> Array:
+        return self.xp.max(x, axis=-1, keepdims=True)
+
+    def row_argmax(self, x: Array) -> Array:
+        """Index of the greatest entry, the lowest among ties."""
+        return self.xp.argmax(x, axis=-1, keepdims=True)
+
+    def row_sum(self, x: Array) -> Array:
+        """Sum the classes pairwise, in any memory layout.
+
+        The standard says nothing of the order of a sum, and NumPy adds along an axis that is not
+        innermost in memory one by one, which over 128,000 classes loses 4,700 units of rounding.
+        Halves are folded onto each other until few classes are left for the library's own sum.
+        """
+        odd: Array | None = None
+        while (width := x.shape[-1]) > 16:
+            half = width // 2
+            if width % 2:
+                last = x[..., 2 * half :]
+                odd = last if odd is None else odd + last
+            x = x[..., :half] + x[..., half : 2 * half]
+        total = self.xp.sum(x, axis=-1, keepdims=True)
+        return total if odd is None else total + odd
+
+    def gather(self, x: Array, index: Array) -> Array:
+        """``x[..., index]`` row by row; `index` is within bounds and keeps the class axis."""
+        return self.xp.take_along_axis(x, index, axis=-1)
+
+    def class_range(self, x: Array) -> Array:
+        """The class numbers ``0 .. C-1`` beside `x`."""
+        return self.xp.arange(x.shape[-1], dtype=self.index_dtype(x), device=self.device(x))
+
+    # --- whole arrays
+
+    def value(self, x: Array) -> float:
+        """The value of a 0-d array."""
+        return float(x)
+
+    def total(self, x: Array) -> Array:
+        return self.xp.sum(x)
+
+    def any(self, x: Array) -> bool:
+        return bool(self.xp.any(x))
+
+    def extremes(self, x: Array) -> tuple[int, int]:
+        return int(self.xp.min(x)), int(self.xp.max(x))
+
+    def take(self, x: Array, index: Array) -> Array:
+        """Entries of the vector `x` at an `index` of any shape."""
+        return self.xp.reshape(self.xp.take(x, self.xp.reshape(index, (-1,))), index.shape)
+
+    def finalize(self, x: Array, dtype: Any) -> Array:
+        """Hand a result to the caller: an array, never a scalar, of `dtype`."""
+        return self.xp.astype(x, dtype, copy=False)
+
+
+def dtype_name(dtype: Any) -> str:
+    """The standard's name of a dtype, the same for every library: ``float32``."""
+    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]

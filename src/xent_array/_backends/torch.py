@@ -1,0 +1,72 @@
+"""torch: its own autograd, autocast, devices and the tensors that hold no values yet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from xent_array._backends._standard import HALF, Memory, Standard, dtype_name
+from xent_array._namespace import Array
+
+_CONCRETE = (torch.Tensor, torch.nn.Parameter)
+
+
+class Backend(Standard):
+    def admit(self, name: str, x: Array) -> Array:
+        if type(x).__module__.startswith("torch.distributed"):
+            raise TypeError(
+                f"{name} must be a plain tensor, got {type(x).__name__}: "
+                "pass x.to_local() where every rank holds whole rows, else x.full_tensor()"
+            )
+        if x.layout is not torch.strided or x.is_nested:
+            kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
+            raise TypeError(f"{name} must be a strided tensor, got a {kind} one: make it dense")
+        return x
+
+    def memory(self, x: Array) -> Memory:
+        if torch.compiler.is_compiling() or _holds_no_values(x):
+            return "traced"
+        return "host" if x.device.type == "cpu" else "device"
+
+    def differentiates(self, *arrays: Array) -> bool:
+        return torch.is_grad_enabled() and any(
+            isinstance(x, torch.Tensor) and x.requires_grad for x in arrays
+        )
+
+    def branches(self, x: Array) -> bool:
+        return self.memory(x) == "host"
+
+    def is_floating(self, dtype: Any) -> bool:
+        return bool(dtype.is_floating_point) and self.itemsize(dtype) > 1
+
+    def itemsize(self, dtype: Any) -> int:
+        return int(dtype.itemsize)
+
+    def result_dtype(self, logits: Array) -> Any:
+        # F.cross_entropy is on autocast's float32 list, which widens the half dtypes alone.
+        half = dtype_name(logits.dtype) in HALF
+        autocast = half and torch.is_autocast_enabled(logits.device.type)
+        return torch.float32 if autocast else logits.dtype
+
+    def index_dtype(self, x: Array) -> Any:
+        return torch.int64
+
+    def value(self, x: Array) -> float:
+        return float(x.detach())
+
+    def row_sum(self, x: Array) -> Array:
+        return torch.sum(x, dim=-1, keepdim=True)  # a cascade, along any axis
+
+    def gather(self, x: Array, index: Array) -> Array:
+        return torch.gather(x, -1, index)
+
+    def take(self, x: Array, index: Array) -> Array:
+        return x[index]
+
+
+def _holds_no_values(x: Array) -> bool:
+    """A meta or fake tensor, or one wrapped by a torch.func transform."""
+    return (
+        type(x) not in _CONCRETE or x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )

@@ -1,0 +1,88 @@
+"""A call of the loss: every argument checked, and all of them laid out as rows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from xent_array._arguments import Library
+from xent_array._backends import Memory, Standard
+from xent_array._namespace import Array
+from xent_array._options import Options
+from xent_array._rows import class_axis, classes_last, row_mask, row_weights
+from xent_array._stats import Scalar
+from xent_array._target import check_target, class_weight
+from xent_array._wanted import Smoothing, Target
+
+
+class Batch(NamedTuple):
+    """The checked arguments as rows: the class axis last, or last and of length one."""
+
+    backend: Standard
+    options: Options
+    memory: Memory
+    compute_dtype: Any
+    result_dtype: Any
+    logits: Array
+    target: Target
+    where: Array | None
+    sample_weight: Array | None
+    logit_scale: Scalar
+    denominator: Scalar | None
+    differentiable: bool  # the library itself will differentiate what is computed
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the rows."""
+        return tuple(self.logits.shape[:-1])
+
+    @property
+    def classes(self) -> int:
+        return int(self.logits.shape[-1])
+
+
+def gather(logits: Array, target: Array, options: Options) -> Batch:
+    """Check a call whole, before any work, and lay it out as rows."""
+    library = Library("logits", logits)
+    backend = library.backend
+    dtype = backend.compute_dtype(library.leader.dtype)
+    axis = class_axis(library, options.axis)
+    z = classes_last(backend, library.leader, axis)
+    shape, classes = z.shape[:-1], z.shape[-1]
+    weight = class_weight(library, options.weight, classes, dtype)
+    smoothing = library.scalar("label_smoothing", options.label_smoothing, dtype)
+    where = row_mask(library, options.where, shape)
+    sample_weight = row_weights(library, options.sample_weight, shape, dtype)
+    scale = library.scalar("logit_scale", options.logit_scale, dtype)
+    denominator: Scalar | None = None
+    if options.denominator is not None and not isinstance(options.denominator, str):
+        denominator = library.scalar("denominator", options.denominator, dtype)
+    result_dtype = library.result_dtype(options.dtype)
+    q = Smoothing(backend, classes, weight, smoothing)
+    checked = check_target(library, target, axis, q, where, options)
+    if options.on_empty == "raise":
+        _raise_if_empty(library, checked, where, shape)
+    return Batch(
+        backend=backend,
+        options=options,
+        memory=library.memory,
+        compute_dtype=dtype,
+        result_dtype=result_dtype,
+        logits=z,
+        target=checked,
+        where=where,
+        sample_weight=sample_weight,
+        logit_scale=scale,
+        denominator=denominator,
+        differentiable=backend.differentiates(z, target, weight, sample_weight, smoothing, scale),
+    )
+
+
+def _raise_if_empty(
+    library: Library, target: Target, where: Array | None, shape: tuple[int, ...]
+) -> None:
+    if library.memory == "traced":
+        raise ValueError("on_empty='raise' must see which rows count, but they are traced or lazy")
+    kept = target.rows((...,), where).kept
+    if math.prod(shape) == 0 or not (kept is None or library.backend.xp.any(kept)):
+        raise ValueError(f"no row counts, of rows of shape {shape}, and on_empty is 'raise'")

@@ -1,0 +1,224 @@
+"""The front door: cross_entropy, and the same with its options frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, overload
+
+from xent_array._batch import Batch, gather
+from xent_array._namespace import Array
+from xent_array._options import OnEmpty, Options, Reduction
+from xent_array._reduce import Sums, add, mean, sums
+from xent_array._rows import join_rows
+from xent_array._rowwise import Stats, evaluate, plan_blocks
+
+ArrayT = TypeVar("ArrayT")
+
+
+def cross_entropy(
+    logits: ArrayT,
+    target: Array,
+    *,
+    weight: Array | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float | Array = 0.0,
+    axis: int | None = None,
+    sample_weight: Array | None = None,
+    where: Array | None = None,
+    denominator: float | Array | Literal["rows"] | None = None,
+    on_empty: OnEmpty = "nan",
+    logit_scale: float | Array = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    dtype: Any = None,
+    check: bool | Literal["auto"] = "auto",
+    return_stats: bool = False,
+) -> Any:
+    r"""Cross-entropy between logits and targets, as ``torch.nn.CrossEntropyLoss`` means it.
+
+    With :math:`q` what a row wants of each class, its target with label smoothing
+    :math:`\varepsilon` and class weights :math:`w` folded in,
+
+    .. math::
+
+        \ell = \sum_j q_j \Bigl(\log \sum_k e^{z_k} - z_j\Bigr),
+        \qquad
+        q_j = \Bigl((1-\varepsilon)\,p_j + \frac{\varepsilon}{C}\Bigr)\, w_j,
+
+    where :math:`p` holds the probabilities, or a one at the class index. Losses keep full relative
+    precision however confident a row is, at any common offset of its logits.
+
+    Parameters
+    ----------
+    logits
+        Scores of C classes, real floating, shape ``(C,)``, ``(N, C)`` or ``(N, C, d1, ..., dk)``,
+        of any array library and any strides. float16 and bfloat16 are computed in float32.
+    target
+        Class indices: any integer dtype, the shape of `logits` less the class axis, values in
+        [0, C) or `ignore_index`. Or probabilities: a real floating dtype, the shape of `logits`.
+        The kind is told by the dtype alone.
+    weight
+        Class weights, floating, shape ``(C,)``. The mean of index targets divides by the sum of
+        ``weight[target]``, that of probabilities by the number of rows (torch's rule).
+    ignore_index
+        A row with this class index has loss and gradient exactly 0 whatever its logits hold, and
+        leaves the mean. Only for class indices: with probabilities it must be negative. One that
+        the target's dtype cannot hold ignores nothing.
+    reduction
+        "none" (a loss per row: the shape of `logits` less the class axis), "mean" or "sum".
+    label_smoothing
+        :math:`\varepsilon` in [0, 1], a number or a 0-d array.
+    axis
+        The class axis. None is torch's: axis 0 of a single sample, else axis 1. Negative numbers
+        count from the end.
+    sample_weight
+        Weights of the rows, floating, 0-d or with as many axes as the rows and broadcastable to
+        them. The mean then divides by the sum of sample weight times class weight.
+    where
+        Boolean mask of the rows that count, shaped like `sample_weight`. A row left out is like
+        an ignored one, for both kinds of target; its target is not looked at.
+    denominator
+        What "mean" divides by: None (the rules above), "rows" (the number of rows that count) or a
+        positive number or 0-d array, as for gradient accumulation.
+    on_empty
+        The mean where no row counts: "nan" (torch's, with gradient 0), "zero", or "raise". A
+        given number as `denominator` leaves nothing undefined: the loss is then 0.
+    logit_scale
+        Factor of the logits, a number or a 0-d array (an inverse temperature).
+    softcap
+        Positive: logits become ``softcap * tanh(logits / softcap)``, after `logit_scale`.
+    z_loss
+        Adds ``z_loss * logsumexp(logits)**2`` to every row that counts (times its sample weight).
+    dtype
+        Dtype of the result; None is that of `logits` (float32 for half dtypes under torch's
+        autocast). It does not change what is computed in.
+    check
+        Whether indices that are neither classes nor ignored raise IndexError. "auto": they raise
+        where values lie in host memory; on devices, and where values are traced or lazy, such a
+        row becomes NaN. True: they always raise. False: nobody looks, such a row becomes NaN.
+    return_stats
+        Return ``(loss, Stats)``: each row's logsumexp, predicted class and whether it is correct.
+
+    Returns
+    -------
+    loss : array
+        Of the library and device of `logits`: 0-d, or per row for reduction "none".
+    stats : Stats
+        Only with `return_stats`.
+
+    Raises
+    ------
+    TypeError
+        For an argument that is no array of the library of `logits`, or of a wrong dtype.
+    ValueError
+        For a wrong shape, device or option.
+    IndexError
+        For a target outside the classes; see `check`. Everything is raised before any work.
+
+    See Also
+    --------
+    CrossEntropyLoss : The same with its options frozen.
+
+    References
+    ----------
+    .. [1] `torch.nn.CrossEntropyLoss
+       <https://docs.pytorch.org/docs/stable/generated/torch.nn.CrossEntropyLoss.html>`_
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xent_array
+    >>> logits = np.asarray([[2.0, 0.5, 0.1], [0.3, 1.9, 0.2]])
+    >>> float(xent_array.cross_entropy(logits, np.asarray([0, 1]))).__round__(6)
+    0.325057
+
+    One class is worth more, the second row does not count:
+
+    >>> weight = np.asarray([1.0, 2.0, 1.0])
+    >>> xent_array.cross_entropy(
+    ...     logits, np.asarray([0, -100]), weight=weight, reduction="none"
+    ... ).round(6)
+    array([0.316862, 0.      ])
+    """
+    options = Options(
+        weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        axis=axis,
+        sample_weight=sample_weight,
+        where=where,
+        denominator=denominator,
+        on_empty=on_empty,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        z_loss=z_loss,
+        dtype=dtype,
+        check=check,
+        return_stats=return_stats,
+    )
+    return _evaluate(gather(logits, target, options))
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class CrossEntropyLoss(Options):
+    """`cross_entropy` with its options frozen: call it with logits and target.
+
+    Takes the keywords of `cross_entropy`, with `weight` first as in torch, and checks them at
+    once. It holds no state, compares by identity, can be pickled, and prints the options that
+    differ from their default.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xent_array
+    >>> loss = xent_array.CrossEntropyLoss(label_smoothing=0.1, reduction="sum")
+    >>> loss
+    CrossEntropyLoss(reduction='sum', label_smoothing=0.1)
+    >>> float(loss(np.asarray([0.0, 0.0]), np.asarray(1))).__round__(6)
+    0.693147
+    """
+
+    def __call__(self, logits: Array, target: Array) -> Any:
+        """Return what `cross_entropy` returns with these options."""
+        return _evaluate(gather(logits, target, self))
+
+
+def _evaluate(batch: Batch) -> Any:
+    """Evaluate block by block; only what the reduction needs outlives its block."""
+    backend, reduction = batch.backend, batch.options.reduction
+    losses: list[Array] = []
+    parts: list[Sums] = []
+    stats: list[Stats] = []
+    with backend.quiet():
+        blocks, slabs = plan_blocks(batch)
+        for block in blocks:
+            rows = evaluate(batch, block, slabs)
+            if reduction == "none":
+                losses.append(rows.loss)
+            else:
+                parts.append(sums(backend, rows.loss, rows.weight, rows.kept))
+            if rows.stats is not None:
+                stats.append(rows.stats)
+        if reduction == "none":
+            loss = join_rows(backend, losses, batch.shape)
+        elif reduction == "sum":
+            loss = add(backend, parts).loss
+        else:
+            loss = mean(backend, add(backend, parts), batch.options, batch.denominator)
+    loss = backend.finalize(loss, batch.result_dtype)
+    return (loss, _stats(batch, stats)) if batch.options.return_stats else loss
+
+
+def _stats(batch: Batch, blocks: Sequence[Stats]) -> Stats:
+    backend = batch.backend
+    lse, prediction, correct = (
+        join_rows(backend, column, batch.shape) for column in zip(*blocks, strict=True)
+    )
+    return Stats(
+        backend.finalize(lse, batch.result_dtype),
+        backend.finalize(prediction, prediction.dtype),
+        backend.finalize(correct, correct.dtype),
+    )

@@ -1,0 +1,148 @@
+"""The keywords of the loss, frozen, and every check that needs neither logits nor target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, fields
+from numbers import Real
+from operator import index
+from typing import Any, Literal
+
+from xent_array._backends import dtype_name
+from xent_array._namespace import Array
+
+Reduction = Literal["none", "mean", "sum"]
+OnEmpty = Literal["nan", "zero", "raise"]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Options:
+    """What every front door of the loss takes beside logits and target; see `cross_entropy`."""
+
+    weight: Array | None = None
+    _: KW_ONLY
+    ignore_index: int = -100
+    reduction: Reduction = "mean"
+    label_smoothing: float | Array = 0.0
+    axis: int | None = None
+    sample_weight: Array | None = None
+    where: Array | None = None
+    denominator: float | Array | Literal["rows"] | None = None
+    on_empty: OnEmpty = "nan"
+    logit_scale: float | Array = 1.0
+    softcap: float | None = None
+    z_loss: float = 0.0
+    dtype: Any = None
+    check: bool | Literal["auto"] = "auto"
+    return_stats: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not _DEFAULTS[name] and name in _CHECKS:
+                _CHECKS[name](name, value)
+        if self.denominator is not None and self.reduction != "mean":
+            raise ValueError(
+                f"denominator goes with reduction='mean', got reduction={self.reduction!r}"
+            )
+
+    def __repr__(self) -> str:
+        """Name the options that differ from their default, arrays by shape and dtype."""
+        changed = (
+            f"{field.name}={describe(value)}"
+            for field in fields(self)
+            if (value := getattr(self, field.name)) is not field.default
+        )
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+
+_DEFAULTS = {field.name: field.default for field in fields(Options)}
+
+
+#: The scalar options: what is expected of a value, in words and as a test.
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "label_smoothing": ("in [0, 1]", lambda value: 0 <= value <= 1),
+    "logit_scale": ("finite", math.isfinite),
+    "softcap": ("positive and finite", lambda value: 0 < value < math.inf),
+    "z_loss": ("finite and not negative", lambda value: 0 <= value < math.inf),
+    "denominator": ("positive and finite", lambda value: 0 < value < math.inf),
+}
+
+
+def check_range(name: str, value: object, concrete: float | None = None) -> None:
+    """Check a scalar option that may be a number or a 0-d array.
+
+    The range of an array is checked once its value is known, which is passed as `concrete`.
+    """
+    if is_number(value):
+        concrete = value  # type: ignore[assignment]
+    elif (shape := getattr(value, "shape", None)) is None:
+        raise TypeError(f"{name} must be a number or a 0-d array, got {describe(value)}")
+    elif shape != ():
+        raise ValueError(f"{name} must be a number or a 0-d array, got shape {tuple(shape)}")
+    expected, holds = _RANGES[name]
+    if concrete is not None and not holds(concrete):
+        raise ValueError(f"{name} must be {expected}, got {concrete!r}")
+
+
+def is_number(value: object) -> bool:
+    return type(value) in (float, int) or (isinstance(value, Real) and not isinstance(value, bool))
+
+
+def describe(value: object) -> str:
+    """A short repr: arrays by shape and dtype."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is None or dtype is None or is_number(value):
+        return repr(value)
+    return f"array(shape={tuple(shape)}, dtype={dtype_name(dtype)})"
+
+
+def _check_number(name: str, value: object) -> None:
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number, got {describe(value)}")
+    check_range(name, value)
+
+
+def _check_denominator(name: str, value: object) -> None:
+    if isinstance(value, str):
+        _choice("rows")(name, value)
+    else:
+        check_range(name, value)
+
+
+def check_integer(name: str, value: Any) -> None:
+    try:
+        index(value)
+    except TypeError:
+        integral = False
+    else:
+        integral = not isinstance(value, bool) and getattr(value, "shape", ()) == ()
+    if not integral:
+        raise TypeError(f"{name} must be an integer, got {describe(value)}")
+
+
+def _choice(*allowed: str | bool) -> Callable[[str, object], None]:
+    def check(name: str, value: object) -> None:
+        if type(value) in (str, bool) and value in allowed:
+            return
+        error = ValueError if type(value) in map(type, allowed) else TypeError
+        choices = ", ".join(map(repr, allowed))
+        raise error(f"{name} must be one of {choices}; got {describe(value)}")
+
+    return check
+
+
+#: Checks of the options by themselves; what arrays they hold is checked against the logits.
+_CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "ignore_index": check_integer,
+    "reduction": _choice("none", "mean", "sum"),
+    "label_smoothing": check_range,
+    "axis": check_integer,
+    "denominator": _check_denominator,
+    "on_empty": _choice("nan", "zero", "raise"),
+    "logit_scale": check_range,
+    "softcap": _check_number,
+    "z_loss": _check_number,
+    "check": _choice("auto", True, False),
+    "return_stats": _choice(True, False),
+}

@@ -1,0 +1,81 @@
+"""Any shape and class axis, seen as rows: the class axis last, without a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import index
+from typing import Any
+
+from xent_array._arguments import Library
+from xent_array._backends import Standard, dtype_name
+from xent_array._namespace import Array
+
+
+def class_axis(library: Library, axis: int | None) -> int:
+    """The class axis of the leading argument, not negative; None is torch's: 1, or 0 if alone."""
+    name, shape = library.name, tuple(library.leader.shape)
+    ndim = len(shape)
+    if ndim == 0:
+        raise ValueError(f"{name} must have a class axis, got shape ()")
+    axis = min(ndim - 1, 1) if axis is None else index(axis)
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"axis is {axis}: out of range for {name} of shape {shape}")
+    axis %= ndim
+    if shape[axis] == 0:
+        raise ValueError(f"{name} of shape {shape} must have at least one class along axis {axis}")
+    return axis
+
+
+def classes_last(backend: Standard, x: Array, axis: int) -> Array:
+    """A view of `x` with the class axis moved to the end."""
+    if axis == x.ndim - 1:
+        return x
+    return backend.xp.permute_dims(x, (*range(axis), *range(axis + 1, x.ndim), axis))
+
+
+def classes_back(backend: Standard, x: Array, axis: int) -> Array:
+    """Undo `classes_last`."""
+    last = x.ndim - 1
+    if axis == last:
+        return x
+    return backend.xp.permute_dims(x, (*range(axis), last, *range(axis, last)))
+
+
+def join_rows(backend: Standard, blocks: Sequence[Array], shape: tuple[int, ...]) -> Array:
+    """Join the results of consecutive blocks, class axis of length one, in the rows' shape."""
+    if len(blocks) == 1:
+        return blocks[0][..., 0]
+    flat = [backend.xp.reshape(block, (-1,)) for block in blocks]
+    return backend.xp.reshape(backend.xp.concat(flat), shape)
+
+
+def row_weights(
+    library: Library, weight: Array | None, shape: tuple[int, ...], dtype: Any
+) -> Array | None:
+    """Check sample_weight; view it as rows, of the compute dtype, class axis of length one."""
+    if weight is None:
+        return None
+    weight = library.floating("sample_weight", library.admit("sample_weight", weight))
+    weight = library.backend.cast(weight, dtype)
+    return _broadcast(library.backend, "sample_weight", weight, shape)
+
+
+def row_mask(library: Library, where: Array | None, shape: tuple[int, ...]) -> Array | None:
+    """Check where and view it with a class axis of length one."""
+    if where is None:
+        return None
+    where = library.admit("where", where)
+    if not library.backend.is_boolean(where.dtype):
+        raise TypeError(f"where must have a boolean dtype, got {dtype_name(where.dtype)}")
+    return _broadcast(library.backend, "where", where, shape)
+
+
+def _broadcast(backend: Standard, name: str, x: Array, shape: tuple[int, ...]) -> Array:
+    given = tuple(x.shape)
+    aligned = len(given) == len(shape) and all(n in (1, m) for n, m in zip(given, shape))
+    if given != () and not aligned:
+        raise ValueError(
+            f"{name} must be 0-d or broadcast, axis by axis, to the rows' shape {shape}; "
+            f"got shape {given}"
+        )
+    return backend.xp.broadcast_to(x, shape)[..., None]

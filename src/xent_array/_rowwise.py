@@ -1,0 +1,114 @@
+"""Per-row loss and statistics of given logits, one block of rows at a time."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from xent_array._batch import Batch
+from xent_array._blocks import RowIndex, block_size, class_slabs, row_blocks
+from xent_array._namespace import Array
+from xent_array._stats import (
+    FourNumbers,
+    Scalar,
+    finish,
+    logsumexp,
+    merge_tree,
+    spread,
+    times,
+)
+from xent_array._wanted import TargetRows
+
+
+class Stats(NamedTuple):
+    """What is known of each row beside its loss; shaped like the loss of reduction "none"."""
+
+    lse: Array  #: logsumexp of the row's logits, scaled and capped; 0 in rows that do not count
+    prediction: Array  #: the class of the greatest logit, the lowest among ties
+    correct: Array  #: whether that is the target; False in rows that do not count
+
+
+class RowResult(NamedTuple):
+    """A block of rows, evaluated; the class axis is kept with length one."""
+
+    loss: Array  # 0 in rows that do not count
+    kept: Array | None  # the rows that count; None: all
+    weight: Array | None  # of the row in the divisor of the mean; None: 1
+    stats: Stats | None
+
+
+def plan_blocks(batch: Batch) -> tuple[list[RowIndex], list[slice]]:
+    """Cut a batch into blocks of rows and slabs of classes."""
+    itemsize = batch.backend.itemsize(batch.compute_dtype)
+    rows, classes = block_size(batch.memory, batch.classes, itemsize, batch.differentiable)
+    return row_blocks(batch.shape, rows), class_slabs(batch.classes, classes)
+
+
+def evaluate(batch: Batch, block: RowIndex, slabs: list[slice]) -> RowResult:
+    """Loss, and statistics where asked for, of one block of rows."""
+    backend, options = batch.backend, batch.options
+    xp = backend.xp
+    rows = batch.target.rows(block, None if batch.where is None else batch.where[block])
+    row, prediction, scale = _read(batch, batch.logits[block], rows, slabs)
+    loss, weight, stats = finish(xp, row), rows.row_weight(), None
+    if options.z_loss or options.return_stats:
+        lse = _counted(xp, rows, logsumexp(xp, row.top, row.rest, scale))
+        loss = loss + float(options.z_loss) * (lse * lse)
+        if options.return_stats:
+            stats = Stats(lse, prediction, _correct(xp, rows, prediction))
+    if batch.sample_weight is not None:
+        sample_weight = _counted(xp, rows, batch.sample_weight[block])
+        loss = loss * sample_weight
+        weight = sample_weight if weight is None else weight * sample_weight
+    if rows.bad is not None:  # by a product, so that the gradient is NaN under autodiff too
+        loss = loss * xp.where(rows.bad, xp.nan, xp.ones_like(loss))
+    return RowResult(_counted(xp, rows, loss), rows.kept, weight, stats)
+
+
+def _read(
+    batch: Batch, z: Array, rows: TargetRows, slabs: list[slice]
+) -> tuple[FourNumbers, Array | None, Scalar]:
+    """The four numbers of each row, its prediction where asked for, and the scale of its top."""
+    backend, xp = batch.backend, batch.backend.xp
+    parts, prediction, best = [], None, None
+    for classes in slabs:
+        part = backend.cast(z[..., classes] if len(slabs) > 1 else z, batch.compute_dtype)
+        part, scale = _transformed(xp, part, batch.logit_scale, batch.options.softcap)
+        argtop = backend.row_argmax(part) if batch.options.return_stats else None
+        if batch.differentiable:
+            # The gradient of a row that does not count is 0 only if nothing in it is NaN.
+            part = _counted(xp, rows, part)
+        seen = spread(
+            backend, part, scale, slab=len(slabs) > 1, differentiable=batch.differentiable
+        )
+        parts.append(FourNumbers(seen.top, seen.rest, *rows.weigh(seen.shifted, classes)))
+        if argtop is not None:
+            argtop = argtop + classes.start
+            higher = best is not None and seen.top > best
+            prediction = argtop if best is None else xp.where(higher, argtop, prediction)
+            best = seen.top if best is None else xp.maximum(best, seen.top)
+    return merge_tree(xp, parts, scale), prediction, scale
+
+
+def _transformed(xp: Any, z: Array, scale: Scalar, softcap: float | None) -> tuple[Array, Scalar]:
+    """Logits as the loss sees them, but for a scale >= 0 left to be applied below their top.
+
+    A negative scale turns the order of the logits round: its sign is applied at once.
+    """
+    if softcap is not None:
+        return float(softcap) * xp.tanh(times(scale, z) / float(softcap)), 1.0
+    if isinstance(scale, float):
+        return (z, scale) if scale >= 0.0 else (-z, -scale)
+    sign = xp.where(scale < 0.0, -xp.ones_like(scale), xp.ones_like(scale))
+    return z * sign, scale * sign
+
+
+def _counted(xp: Any, rows: TargetRows, x: Array) -> Array:
+    """`x`, 0 in the rows that do not count."""
+    return x if rows.kept is None else xp.where(rows.kept, x, 0.0)
+
+
+def _correct(xp: Any, rows: TargetRows, prediction: Array) -> Array:
+    correct = prediction == rows.label()
+    if rows.kept is not None:
+        correct = correct & rows.kept
+    return correct if rows.bad is None else correct & ~rows.bad

@@ -1,0 +1,181 @@
+"""softmax, log_softmax and logsumexp: the same reading of a row, without a target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from xent_array._arguments import Library
+from xent_array._blocks import RowIndex, block_size, class_slabs, row_blocks
+from xent_array._namespace import Array
+from xent_array._options import check_integer
+from xent_array._rows import class_axis, classes_back, classes_last, join_rows
+from xent_array._stats import FourNumbers, Spread, merge_tree, spread, whole
+from xent_array._stats import logsumexp as row_logsumexp
+
+ArrayT = TypeVar("ArrayT")
+
+
+def softmax(x: ArrayT, axis: int = -1) -> ArrayT:
+    r"""Exponentials along an axis, divided by their sum.
+
+    .. math:: \operatorname{softmax}(x)_j = \exp(x_j) \Big/ \sum_k \exp(x_k)
+
+    Parameters
+    ----------
+    x
+        Array of a real floating dtype, of any array library. Half dtypes are computed in float32.
+    axis
+        The axis of the sum. Negative numbers count from the end.
+
+    Returns
+    -------
+    array
+        Of the shape, dtype and device of `x`. NaN along an axis that holds NaN or +inf, or
+        nothing but -inf.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not an array of a real floating dtype.
+    ValueError
+        If `axis` is out of range, or of length zero.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xent_array
+    >>> xent_array.softmax(np.asarray([0.0, np.log(3.0)])).round(4)
+    array([0.25, 0.75])
+    """
+    return _along_classes(x, axis, lambda xp, row: row.exps / (1.0 + whole(row.top, row.rest)))
+
+
+def log_softmax(x: ArrayT, axis: int = -1) -> ArrayT:
+    r"""Logarithm of the softmax along an axis, without forming the softmax.
+
+    .. math:: \operatorname{log\_softmax}(x)_j = x_j - \log \sum_k \exp(x_k)
+
+    At the greatest entry the result keeps full relative precision however near to 0 it is.
+
+    Parameters
+    ----------
+    x
+        Array of a real floating dtype, of any array library. Half dtypes are computed in float32.
+    axis
+        The axis of the sum. Negative numbers count from the end.
+
+    Returns
+    -------
+    array
+        Of the shape, dtype and device of `x`. NaN along an axis that holds NaN or +inf, or
+        nothing but -inf.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not an array of a real floating dtype.
+    ValueError
+        If `axis` is out of range, or of length zero.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xent_array
+    >>> xent_array.log_softmax(np.asarray([0.0, 100.0]))
+    array([-1.00000000e+02, -3.72007598e-44])
+    """
+    return _along_classes(x, axis, lambda xp, row: row.shifted - xp.log1p(whole(row.top, row.rest)))
+
+
+def logsumexp(x: ArrayT, axis: int = -1) -> ArrayT:
+    r"""Logarithm of the sum of exponentials along an axis.
+
+    Parameters
+    ----------
+    x
+        Array of a real floating dtype, of any array library. Half dtypes are computed in float32.
+    axis
+        The axis of the sum. Negative numbers count from the end.
+
+    Returns
+    -------
+    array
+        Of the dtype and device of `x` and of its shape less `axis`. -inf where everything is
+        -inf, +inf where something is.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not an array of a real floating dtype.
+    ValueError
+        If `axis` is out of range, or of length zero.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xent_array
+    >>> xent_array.logsumexp(np.asarray([[1000.0, 1000.0], [0.0, -np.inf]])).round(4)
+    array([1000.6931,    0.    ])
+    """
+    library, z, _ = _open(x, axis)
+    backend = library.backend
+    dtype = backend.compute_dtype(z.dtype)
+    differentiable = backend.differentiates(z)
+    rows, width = _block_size(library, z, differentiable)
+    slabs = class_slabs(z.shape[-1], width)
+
+    def of_block(block: RowIndex) -> Array:
+        parts = []
+        for classes in slabs:
+            slab = backend.cast(z[block][..., classes], dtype)
+            seen = spread(backend, slab, 1.0, slab=len(slabs) > 1, differentiable=differentiable)
+            parts.append(FourNumbers(seen.top, seen.rest, 0.0, 0.0))
+        row = merge_tree(backend.xp, parts)
+        return row_logsumexp(backend.xp, row.top, row.rest)
+
+    with backend.quiet():
+        blocks = [of_block(block) for block in row_blocks(z.shape[:-1], rows)]
+    lse: ArrayT = backend.finalize(
+        join_rows(backend, blocks, z.shape[:-1]), backend.result_dtype(library.leader)
+    )
+    return lse
+
+
+def _along_classes(x: ArrayT, axis: int, formula: Callable[[Any, Spread], Array]) -> ArrayT:
+    """Apply a formula for every class of a row, block by block; whole rows make a block."""
+    library, z, axis = _open(x, axis)
+    backend = library.backend
+    dtype, result_dtype = backend.compute_dtype(z.dtype), backend.result_dtype(library.leader)
+    differentiable = backend.differentiates(z)
+
+    def of_block(block: RowIndex) -> Array:
+        rows = backend.cast(z[block], dtype)
+        seen = spread(backend, rows, 1.0, slab=False, differentiable=differentiable)
+        return backend.finalize(formula(backend.xp, seen), result_dtype)
+
+    with backend.quiet():
+        blocks = row_blocks(z.shape[:-1], _block_size(library, z, differentiable)[0])
+        if len(blocks) == 1:
+            whole_array: ArrayT = classes_back(backend, of_block(blocks[0]), axis)
+            return whole_array
+        out: ArrayT = backend.xp.empty(
+            tuple(library.leader.shape), dtype=result_dtype, device=library.device
+        )
+        out_rows = classes_last(backend, out, axis)
+        for block in blocks:
+            out_rows[block] = of_block(block)
+    return out
+
+
+def _open(x: Array, axis: int) -> tuple[Library, Array, int]:
+    check_integer("axis", axis)
+    library = Library("x", x)
+    axis = class_axis(library, axis)
+    return library, classes_last(library.backend, library.leader, axis), axis
+
+
+def _block_size(library: Library, z: Array, differentiable: bool) -> tuple[int, int]:
+    backend = library.backend
+    itemsize = backend.itemsize(backend.compute_dtype(z.dtype))
+    return block_size(library.memory, z.shape[-1], itemsize, differentiable)

@@ -1,0 +1,203 @@
+r"""The mathematics: four numbers per row, and all that follows from them.
+
+A *row* is one sample's logits z[0..C), q[0..C) what the row wants of each class: its target with
+label smoothing and class weights folded in. The loss is -sum q·log_softmax(z). Of a row, or of any
+slab of its classes, four numbers are needed:
+
+    top  = max z                                        mass = sum q
+    rest = sum exp(z - top) over all entries but ONE top    dot  = sum q·(z - top)
+
+because logsumexp(z) = top + log1p(rest), and so
+
+    loss = sum q·(logsumexp(z) - z) = mass·log1p(rest) - dot.
+
+One entry with the greatest logit is held apart from `rest` (ties beyond it count), so nothing is
+added to a 1 and lost; for q >= 0 both parts of the loss are >= 0 and never cancel. A loss of 1e-30
+keeps all its digits, at any common offset of the logits.
+
+Everything here keeps the class axis, last, with length one. `scale` is a factor of the logits, not
+negative, that is applied after `top` is subtracted, where it costs no digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from xent_array._backends import Standard
+from xent_array._namespace import Array
+
+Scalar = float | Array
+
+
+class Spread(NamedTuple):
+    """A slab of logits below its greatest: all that the target does not enter."""
+
+    top: Array  # the greatest logit, before scale
+    rest: Array
+    shifted: Array  # scale·(z - top), every class
+    exps: Array  # exp(shifted), every class
+
+
+class FourNumbers(NamedTuple):
+    """A slab of classes, or a whole row, as far as the loss is concerned."""
+
+    top: Array
+    rest: Array
+    mass: Scalar
+    dot: Array
+
+
+def spread(
+    backend: Standard, z: Array, scale: Scalar, *, slab: bool, differentiable: bool
+) -> Spread:
+    """Find top and rest of whole rows, or of a `slab` of their classes.
+
+    Where nobody differentiates and Python may look at values, rest is the plain sum less its 1,
+    mended in the rows where that loses digits: an argmax costs half as much again. Elsewhere the
+    entry held apart is singled out by argmax, a constant, and *gathered*: a maximum passes wrong
+    gradients at ties, a mask over all the greatest entries wrong second derivatives.
+    """
+    xp = backend.xp
+    plain = not differentiable and backend.branches(z)
+    if plain:
+        top = backend.row_max(z)
+    else:
+        apart = backend.row_argmax(z)
+        top = backend.gather(z, apart)
+    # A slab of nothing but -inf is an empty one: its exps are 0, its rest is 0. A row is NaN.
+    shifted = times(scale, z - (xp.where(top == -xp.inf, 0.0, top) if slab else top))
+    exps = xp.exp(shifted)
+    if plain:
+        rest = _sum_less_one(backend, exps)
+    else:
+        rest = backend.row_sum(xp.where(backend.class_range(z) == apart, 0.0, exps))
+    return Spread(top, rest, shifted, exps)
+
+
+def _sum_less_one(backend: Standard, exps: Array) -> Array:
+    """Sum all but one of the entries that are 1.
+
+    Subtracting the 1 again is exact, but the sum was rounded when it held it: to 3 units of `rest`
+    where the sum is 1.5 or more. Below there is one entry of 1, the top; it is left out.
+    """
+    xp = backend.xp
+    total = backend.row_sum(exps)
+    rest = total - 1.0
+    rounded = total < 1.5
+    if backend.any(rounded):
+        rows = rounded[..., 0]
+        few = exps[rows, :]
+        rest[rows, :] = backend.row_sum(xp.where(few == 1.0, 0.0, few))
+    return rest
+
+
+def logsumexp(xp: Any, top: Array, rest: Array, scale: Scalar = 1.0) -> Array:
+    """Of whole rows; an infinite top is its own."""
+    top = times(scale, top)
+    return xp.where(xp.isfinite(top), top + xp.log1p(rest), top)
+
+
+def whole(top: Array, rest: Array) -> Array:
+    """`rest` of a whole row: NaN, gradient included, where the greatest logit is not finite."""
+    return rest + (top - top)
+
+
+def finish(xp: Any, row: FourNumbers) -> Array:
+    """The loss of whole rows."""
+    return times(row.mass, xp.log1p(whole(row.top, row.rest))) - row.dot
+
+
+def merge(xp: Any, a: FourNumbers, b: FourNumbers, scale: Scalar = 1.0) -> FourNumbers:
+    """The four numbers of two slabs together, whichever order; `identity` changes nothing.
+
+    The higher top stays. The other slab, its own top entry included, is seen from there:
+
+        rest = rest_hi + (1 + rest_lo)·f    with f = exp(top_lo - top_hi), 0 for an empty slab.
+
+    The product is formed even where f is 0, so a NaN in either slab survives.
+    """
+    hi, lo = xp.maximum(a.top, b.top), xp.minimum(a.top, b.top)
+    a_leads = a.top >= b.top
+    rest_hi, rest_lo = xp.where(a_leads, a.rest, b.rest), xp.where(a_leads, b.rest, a.rest)
+    factor = _fall(xp, lo, hi, scale)
+    return FourNumbers(
+        top=hi,
+        rest=rest_hi + (1.0 + rest_lo) * factor,
+        mass=a.mass + b.mass,
+        dot=_seen_from(xp, a, hi, scale) + _seen_from(xp, b, hi, scale),
+    )
+
+
+def merge_tree(xp: Any, slabs: Sequence[FourNumbers], scale: Scalar = 1.0) -> FourNumbers:
+    """Merge neighbours, then their neighbours: errors grow with the depth, not with the count."""
+    while len(slabs) > 1:
+        pairs = zip(slabs[::2], slabs[1::2], strict=False)
+        odd = slabs[-1:] if len(slabs) % 2 else []
+        slabs = [*(merge(xp, a, b, scale) for a, b in pairs), *odd]
+    return slabs[0]
+
+
+def merge_ranks(
+    xp: Any,
+    mine: FourNumbers,
+    maximum: Callable[[Array], Array],
+    total: Callable[[Array], Array],
+    scale: Scalar = 1.0,
+) -> FourNumbers:
+    """Merge slabs held by different ranks in two collectives, with no owner of the top.
+
+    `maximum` and `total` reduce over the ranks. Each rank that holds the top counts its own entry
+    out; all but one of those are put back.
+    """
+    hi = maximum(mine.top)
+    holds_top = (mine.top == hi) & (mine.top > -xp.inf)
+    own_top = _fall(xp, mine.top, hi, scale)
+    parts = xp.stack(
+        [
+            mine.rest * own_top + xp.where(holds_top, 0.0, own_top),
+            xp.astype(holds_top, mine.rest.dtype),
+            _seen_from(xp, mine, hi, scale),
+            mine.mass + xp.zeros_like(mine.rest),
+        ]
+    )
+    rest, holders, dot, mass = xp.unstack(total(parts))
+    return FourNumbers(hi, rest + xp.maximum(holders - 1.0, xp.zeros_like(holders)), mass, dot)
+
+
+def identity(xp: Any, like: Array) -> FourNumbers:
+    """The four numbers of no classes at all."""
+    nothing = xp.zeros_like(like)
+    return FourNumbers(xp.full_like(like, -xp.inf), nothing, nothing, nothing)
+
+
+def _fall(xp: Any, lower: Array, upper: Array, scale: Scalar) -> Array:
+    """exp(scale·(lower - upper)), 0 for an empty slab's lower top, NaN for NaN."""
+    empty = lower == -xp.inf
+    return xp.where(empty, 0.0, xp.exp(times(scale, xp.where(empty, 0.0, lower - upper))))
+
+
+def _seen_from(xp: Any, slab: FourNumbers, top: Array, scale: Scalar) -> Array:
+    """`dot` of a slab below a higher top; nothing is owed for no mass, nor for no fall."""
+    same = (slab.top == top) | (slab.mass == 0.0)
+    fall = xp.where(same, 0.0, slab.top - top)
+    return slab.dot + times(scale, slab.mass * fall)
+
+
+def weighted(xp: Any, q: Scalar, shifted: Array) -> Array:
+    """q·shifted with 0·log 0 = 0: no share of a class that is impossible costs nothing.
+
+    Nothing but a -inf is masked: with every q == 0 masked, probabilities would get no gradient.
+    """
+    if isinstance(q, float):
+        if q != 0.0:
+            return times(q, shifted)
+        void = shifted == -xp.inf
+    else:
+        void = (q == 0.0) & (shifted == -xp.inf)
+    return q * xp.where(void, 0.0, shifted)
+
+
+def times(factor: Scalar, x: Array) -> Array:
+    """factor·x, sparing the pass for a 1."""
+    return x if isinstance(factor, float) and factor == 1.0 else factor * x

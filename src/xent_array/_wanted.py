@@ -1,0 +1,153 @@
+"""What each row wants: q over any slab of classes, for class indices and for probabilities.
+
+With label smoothing e and class weights w, over C classes, torch's formula for both kinds is
+
+    q_j = ((1 - e)·p_j + e/C)·w_j        p the probabilities, or one at the index and zero elsewhere,
+
+but that an index target weighs its one by the weight of its own class, which is the same thing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from xent_array._backends import Standard
+from xent_array._blocks import RowIndex
+from xent_array._namespace import Array
+from xent_array._stats import Scalar, times, weighted
+
+
+class Smoothing(NamedTuple):
+    """Label smoothing and class weights: how a target's p becomes q."""
+
+    backend: Standard
+    classes: int
+    weight: Array | None  # (C,), compute dtype
+    smoothing: Scalar
+
+    @property
+    def is_smooth(self) -> bool:
+        return not (isinstance(self.smoothing, float) and self.smoothing == 0.0)
+
+    @property
+    def kept_share(self) -> Scalar:
+        """1 - e: what smoothing leaves to the target itself."""
+        return 1.0 - self.smoothing
+
+    def even_share(self, classes: slice) -> Scalar:
+        """e/C·w over a slab: what smoothing gives to every class."""
+        share = self.smoothing / self.classes
+        return share if self.weight is None else share * self.weight[classes]
+
+    def even_mass(self, classes: slice) -> Scalar:
+        if self.weight is None:
+            return self.even_share(classes) * float(classes.stop - classes.start)
+        return self.backend.row_sum(self.even_share(classes))
+
+
+class IndexTarget(NamedTuple):
+    """Class indices, shaped (rows..., 1), of the index dtype."""
+
+    q: Smoothing
+    index: Array
+    ignore_index: int | None  # None: no row holds it
+    trusted: bool  # every index that counts is known to be a class
+
+    def distrusted(self) -> IndexTarget:
+        return self._replace(trusted=False)
+
+    def rows(self, block: RowIndex, where: Array | None) -> IndexRows:
+        xp, index = self.q.backend.xp, self.index[block]
+        kept = where
+        if self.ignore_index is not None:
+            kept = _both(index != self.ignore_index, kept)
+        bad = None
+        if not self.trusted:
+            bad = _both((index < 0) | (index >= self.q.classes), kept)
+        # A gather at an index that is no class is undefined everywhere: look at class 0 instead.
+        usable = kept if bad is None else _both(~bad, kept)
+        if usable is not None:
+            index = xp.where(usable, index, 0)
+        return IndexRows(self.q, index, kept, bad)
+
+
+class IndexRows(NamedTuple):
+    q: Smoothing
+    index: Array  # within [0, C) in every row
+    kept: Array | None
+    bad: Array | None
+
+    def weigh(self, shifted: Array, classes: slice) -> tuple[Scalar, Array]:
+        """Mass and dot of a slab of logits below their top."""
+        backend, q = self.q.backend, self.q
+        xp = backend.xp
+        weight = self.row_weight()
+        share: Scalar = q.kept_share if weight is None else times(q.kept_share, weight)
+        if shifted.shape[-1] == q.classes:
+            picked = backend.gather(shifted, self.index)
+        else:
+            local = self.index - classes.start
+            inside = (local >= 0) & (local < shifted.shape[-1])
+            picked = backend.gather(shifted, xp.where(inside, local, 0))
+            picked = xp.where(inside, picked, 0.0)
+            share = share * xp.astype(inside, shifted.dtype)
+        dot = weighted(xp, share, picked)
+        if not q.is_smooth:
+            return share, dot
+        even = weighted(xp, q.even_share(classes), shifted)
+        return share + q.even_mass(classes), dot + backend.row_sum(even)
+
+    def row_weight(self) -> Array | None:
+        """What a row adds to the divisor of the mean; None: 1."""
+        return None if self.q.weight is None else self.q.backend.take(self.q.weight, self.index)
+
+    def label(self) -> Array:
+        """The class that counts as correct."""
+        return self.index
+
+
+class ProbabilityTarget(NamedTuple):
+    """A probability for every class, shaped as the logits."""
+
+    q: Smoothing
+    probabilities: Array
+
+    def rows(self, block: RowIndex, where: Array | None) -> ProbabilityRows:
+        return ProbabilityRows(self.q, self.probabilities[block], where)
+
+
+class ProbabilityRows(NamedTuple):
+    q: Smoothing
+    probabilities: Array
+    kept: Array | None
+    bad: None = None
+
+    def weigh(self, shifted: Array, classes: slice) -> tuple[Scalar, Array]:
+        """Mass and dot of a slab of logits below their top."""
+        backend, q = self.q.backend, self.q
+        xp = backend.xp
+        wanted = backend.cast(self.probabilities[..., classes], shifted.dtype)
+        if self.kept is not None:
+            wanted = xp.where(self.kept, wanted, 0.0)
+        if q.is_smooth:
+            wanted = q.kept_share * wanted + q.smoothing / q.classes
+        if q.weight is not None:
+            wanted = wanted * q.weight[classes]
+        return backend.row_sum(wanted), backend.row_sum(weighted(xp, wanted, shifted))
+
+    def row_weight(self) -> None:
+        """None: every row of probabilities adds 1 to the divisor of the mean."""
+
+    def label(self) -> Array:
+        """The class that counts as correct."""
+        return self.q.backend.row_argmax(self.probabilities)
+
+
+#: The target of a call, and of a block of its rows, whose common fields are `kept` (False in rows
+#: that do not count; None: all do) and `bad` (True in rows whose index is no class; None: none).
+Target = IndexTarget | ProbabilityTarget
+TargetRows = IndexRows | ProbabilityRows
+
+
+def _both(a: Array, b: Array | None) -> Array:
+    return a if b is None else a & b
