@@ -23,6 +23,8 @@ class Batch(NamedTuple):
     memory: Memory
     compute_dtype: Any
     result_dtype: Any
+    shape: tuple[int, ...]  # of the rows
+    classes: int
     logits: Array
     target: Target
     where: Array | None
@@ -30,15 +32,6 @@ class Batch(NamedTuple):
     logit_scale: Scalar
     denominator: Scalar | None
     differentiable: bool  # the library itself will differentiate what is computed
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the rows."""
-        return tuple(self.logits.shape[:-1])
-
-    @property
-    def classes(self) -> int:
-        return int(self.logits.shape[-1])
 
 
 def gather(logits: Array, target: Array, options: Options) -> Batch:
@@ -48,7 +41,8 @@ def gather(logits: Array, target: Array, options: Options) -> Batch:
     dtype = backend.compute_dtype(library.leader.dtype)
     axis = class_axis(library, options.axis)
     z = classes_last(backend, library.leader, axis)
-    shape, classes = z.shape[:-1], z.shape[-1]
+    *rows, classes = z.shape
+    shape = tuple(rows)
     weight = class_weight(library, options.weight, classes, dtype)
     smoothing = library.scalar("label_smoothing", options.label_smoothing, dtype)
     where = row_mask(library, options.where, shape)
@@ -59,7 +53,7 @@ def gather(logits: Array, target: Array, options: Options) -> Batch:
         denominator = library.scalar("denominator", options.denominator, dtype)
     result_dtype = library.result_dtype(options.dtype)
     q = Smoothing(backend, classes, weight, smoothing)
-    checked = check_target(library, target, axis, q, where, options)
+    checked = check_target(library, target, options, axis=axis, q=q, where=where)
     if options.on_empty == "raise":
         _raise_if_empty(library, checked, where, shape)
     return Batch(
@@ -68,6 +62,8 @@ def gather(logits: Array, target: Array, options: Options) -> Batch:
         memory=library.memory,
         compute_dtype=dtype,
         result_dtype=result_dtype,
+        shape=shape,
+        classes=classes,
         logits=z,
         target=checked,
         where=where,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections.abc import Iterator
 from types import EllipsisType
+from typing import NamedTuple
 
 from xent_array._backends import Memory
 
@@ -18,38 +18,44 @@ RowIndex = tuple[int | slice | EllipsisType, ...]
 BLOCK_BYTES: dict[Memory, int] = {"host": 1 << 20, "device": 1 << 25}
 
 
-def block_size(
-    memory: Memory, classes: int, itemsize: int, differentiable: bool
-) -> tuple[int, int]:
-    """How many rows, and how many of their classes, make a block.
+class Plan(NamedTuple):
+    """How to walk through an array of rows."""
+
+    blocks: list[RowIndex]
+    slabs: list[slice]  # of the classes, for blocks of a single row too wide for the budget
+
+
+def plan(
+    memory: Memory, shape: tuple[int, ...], classes: int, itemsize: int, *, differentiable: bool
+) -> Plan:
+    """Cut rows of any `shape` into blocks, and their classes into slabs, that keep to the budget.
 
     Values that do not exist yet are not looped over, and a library that differentiates keeps every
     block it saw: there everything is one block.
     """
-    if memory == "traced" or differentiable:
-        return sys.maxsize, classes
+    rows = math.prod(shape)
+    if memory == "traced" or differentiable or rows * classes * itemsize <= BLOCK_BYTES[memory]:
+        return Plan([(...,)], [slice(0, classes)])
     entries = BLOCK_BYTES[memory] // itemsize
-    return max(1, entries // classes), min(classes, entries)
+    slabs = [slice(start, min(start + entries, classes)) for start in range(0, classes, entries)]
+    return Plan(list(row_blocks(shape, max(1, entries // classes))), slabs)
 
 
-def row_blocks(shape: tuple[int, ...], size: int) -> list[RowIndex]:
+def row_blocks(shape: tuple[int, ...], size: int) -> Iterator[RowIndex]:
     """Cut rows of any `shape` into consecutive runs, in C order, of at most `size` rows each.
 
-    >>> row_blocks((2, 3, 4), 8)
-    [(0, slice(0, 2, None), Ellipsis), (0, slice(2, 4, None), Ellipsis), \
-(1, slice(0, 2, None), Ellipsis), (1, slice(2, 4, None), Ellipsis)]
+    >>> for block in row_blocks((2, 4, 4), 8):
+    ...     print(block)
+    (0, slice(0, 2, None), Ellipsis)
+    (0, slice(2, 4, None), Ellipsis)
+    (1, slice(0, 2, None), Ellipsis)
+    (1, slice(2, 4, None), Ellipsis)
     """
-    return [(...,)] if math.prod(shape) <= size else list(_row_blocks(shape, size))
-
-
-def _row_blocks(shape: tuple[int, ...], size: int) -> Iterator[RowIndex]:
+    if math.prod(shape) <= size:
+        yield (...,)
+        return
     cut = next(i for i in range(len(shape)) if math.prod(shape[i + 1 :]) <= size)
     step = size // math.prod(shape[cut + 1 :])
     for lead in itertools.product(*map(range, shape[:cut])):
         for start in range(0, shape[cut], step):
             yield (*lead, slice(start, min(start + step, shape[cut])), ...)
-
-
-def class_slabs(classes: int, size: int) -> list[slice]:
-    """Cut the class axis into slabs of at most `size` classes."""
-    return [slice(start, min(start + size, classes)) for start in range(0, classes, size)]

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 from xent_array._batch import Batch, gather
+from xent_array._blocks import plan
 from xent_array._namespace import Array
-from xent_array._options import OnEmpty, Options, Reduction
+from xent_array._options import Check, Denominator, Keywords, OnEmpty, Options, Reduction
 from xent_array._reduce import Sums, add, mean, sums
 from xent_array._rows import join_rows
-from xent_array._rowwise import Stats, evaluate, plan_blocks
+from xent_array._rowwise import Stats, evaluate
 
 ArrayT = TypeVar("ArrayT")
 
 
+@overload
+def cross_entropy(
+    logits: ArrayT,
+    target: Array,
+    *,
+    return_stats: Literal[False] = False,
+    **options: Unpack[Keywords],
+) -> ArrayT: ...
+@overload
+def cross_entropy(
+    logits: ArrayT, target: Array, *, return_stats: Literal[True], **options: Unpack[Keywords]
+) -> tuple[ArrayT, Stats]: ...
 def cross_entropy(
     logits: ArrayT,
     target: Array,
@@ -27,13 +40,13 @@ def cross_entropy(
     axis: int | None = None,
     sample_weight: Array | None = None,
     where: Array | None = None,
-    denominator: float | Array | Literal["rows"] | None = None,
+    denominator: Denominator = None,
     on_empty: OnEmpty = "nan",
     logit_scale: float | Array = 1.0,
     softcap: float | None = None,
     z_loss: float = 0.0,
     dtype: Any = None,
-    check: bool | Literal["auto"] = "auto",
+    check: Check = "auto",
     return_stats: bool = False,
 ) -> Any:
     r"""Cross-entropy between logits and targets, as ``torch.nn.CrossEntropyLoss`` means it.
@@ -189,11 +202,17 @@ class CrossEntropyLoss(Options):
 def _evaluate(batch: Batch) -> Any:
     """Evaluate block by block; only what the reduction needs outlives its block."""
     backend, reduction = batch.backend, batch.options.reduction
+    blocks, slabs = plan(
+        batch.memory,
+        batch.shape,
+        batch.classes,
+        backend.itemsize(batch.compute_dtype),
+        differentiable=batch.differentiable,
+    )
     losses: list[Array] = []
     parts: list[Sums] = []
     stats: list[Stats] = []
     with backend.quiet():
-        blocks, slabs = plan_blocks(batch)
         for block in blocks:
             rows = evaluate(batch, block, slabs)
             if reduction == "none":

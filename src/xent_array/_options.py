@@ -7,13 +7,34 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, fields
 from numbers import Real
 from operator import index
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from xent_array._backends import dtype_name
 from xent_array._namespace import Array
 
 Reduction = Literal["none", "mean", "sum"]
 OnEmpty = Literal["nan", "zero", "raise"]
+Denominator = float | Array | Literal["rows"] | None
+Check = bool | Literal["auto"]
+
+
+class Keywords(TypedDict, total=False):
+    """The static types of the keywords, but for `return_stats`, which settles what is returned."""
+
+    weight: Array | None
+    ignore_index: int
+    reduction: Reduction
+    label_smoothing: float | Array
+    axis: int | None
+    sample_weight: Array | None
+    where: Array | None
+    denominator: Denominator
+    on_empty: OnEmpty
+    logit_scale: float | Array
+    softcap: float | None
+    z_loss: float
+    dtype: Any
+    check: Check
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -28,13 +49,13 @@ class Options:
     axis: int | None = None
     sample_weight: Array | None = None
     where: Array | None = None
-    denominator: float | Array | Literal["rows"] | None = None
+    denominator: Denominator = None
     on_empty: OnEmpty = "nan"
     logit_scale: float | Array = 1.0
     softcap: float | None = None
     z_loss: float = 0.0
     dtype: Any = None
-    check: bool | Literal["auto"] = "auto"
+    check: Check = "auto"
     return_stats: bool = False
 
     def __post_init__(self) -> None:

@@ -32,7 +32,9 @@ def sums(backend: Standard, loss: Array, weight: Array | None, kept: Array | Non
 
 def add(backend: Standard, parts: Sequence[Sums]) -> Sums:
     """The sums of all rows together."""
-    return parts[0] if len(parts) == 1 else Sums(*(_add(backend, p) for p in zip(*parts)))
+    if len(parts) == 1:
+        return parts[0]
+    return Sums(*(_add(backend, column) for column in zip(*parts, strict=True)))
 
 
 def _add(backend: Standard, parts: Sequence[Array | int]) -> Array | int:

@@ -72,10 +72,14 @@ def row_mask(library: Library, where: Array | None, shape: tuple[int, ...]) -> A
 
 def _broadcast(backend: Standard, name: str, x: Array, shape: tuple[int, ...]) -> Array:
     given = tuple(x.shape)
-    aligned = len(given) == len(shape) and all(n in (1, m) for n, m in zip(given, shape))
+    aligned = len(given) == len(shape) and all(map(_fits, given, shape))
     if given != () and not aligned:
         raise ValueError(
             f"{name} must be 0-d or broadcast, axis by axis, to the rows' shape {shape}; "
             f"got shape {given}"
         )
     return backend.xp.broadcast_to(x, shape)[..., None]
+
+
+def _fits(length: int, rows: int) -> bool:
+    return length in (1, rows)

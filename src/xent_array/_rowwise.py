@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from xent_array._batch import Batch
-from xent_array._blocks import RowIndex, block_size, class_slabs, row_blocks
+from xent_array._blocks import RowIndex
 from xent_array._namespace import Array
 from xent_array._stats import (
     FourNumbers,
@@ -36,13 +36,6 @@ class RowResult(NamedTuple):
     stats: Stats | None
 
 
-def plan_blocks(batch: Batch) -> tuple[list[RowIndex], list[slice]]:
-    """Cut a batch into blocks of rows and slabs of classes."""
-    itemsize = batch.backend.itemsize(batch.compute_dtype)
-    rows, classes = block_size(batch.memory, batch.classes, itemsize, batch.differentiable)
-    return row_blocks(batch.shape, rows), class_slabs(batch.classes, classes)
-
-
 def evaluate(batch: Batch, block: RowIndex, slabs: list[slice]) -> RowResult:
     """Loss, and statistics where asked for, of one block of rows."""
     backend, options = batch.backend, batch.options
@@ -52,9 +45,10 @@ def evaluate(batch: Batch, block: RowIndex, slabs: list[slice]) -> RowResult:
     loss, weight, stats = finish(xp, row), rows.row_weight(), None
     if options.z_loss or options.return_stats:
         lse = _counted(xp, rows, logsumexp(xp, row.top, row.rest, scale))
-        loss = loss + float(options.z_loss) * (lse * lse)
+        if options.z_loss:
+            loss = loss + float(options.z_loss) * (lse * lse)
         if options.return_stats:
-            stats = Stats(lse, prediction, _correct(xp, rows, prediction))
+            stats = Stats(lse, prediction, _correct(rows, prediction))
     if batch.sample_weight is not None:
         sample_weight = _counted(xp, rows, batch.sample_weight[block])
         loss = loss * sample_weight
@@ -70,16 +64,15 @@ def _read(
     """The four numbers of each row, its prediction where asked for, and the scale of its top."""
     backend, xp = batch.backend, batch.backend.xp
     parts, prediction, best = [], None, None
+    several = len(slabs) > 1
     for classes in slabs:
-        part = backend.cast(z[..., classes] if len(slabs) > 1 else z, batch.compute_dtype)
+        part = backend.cast(z[..., classes] if several else z, batch.compute_dtype)
         part, scale = _transformed(xp, part, batch.logit_scale, batch.options.softcap)
         argtop = backend.row_argmax(part) if batch.options.return_stats else None
         if batch.differentiable:
             # The gradient of a row that does not count is 0 only if nothing in it is NaN.
             part = _counted(xp, rows, part)
-        seen = spread(
-            backend, part, scale, slab=len(slabs) > 1, differentiable=batch.differentiable
-        )
+        seen = spread(backend, part, scale, slab=several, differentiable=batch.differentiable)
         parts.append(FourNumbers(seen.top, seen.rest, *rows.weigh(seen.shifted, classes)))
         if argtop is not None:
             argtop = argtop + classes.start
@@ -107,7 +100,7 @@ def _counted(xp: Any, rows: TargetRows, x: Array) -> Array:
     return x if rows.kept is None else xp.where(rows.kept, x, 0.0)
 
 
-def _correct(xp: Any, rows: TargetRows, prediction: Array) -> Array:
+def _correct(rows: TargetRows, prediction: Array) -> Array:
     correct = prediction == rows.label()
     if rows.kept is not None:
         correct = correct & rows.kept

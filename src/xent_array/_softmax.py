@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from xent_array._arguments import Library
-from xent_array._blocks import RowIndex, block_size, class_slabs, row_blocks
+from xent_array._blocks import Plan, RowIndex, plan
 from xent_array._namespace import Array
 from xent_array._options import check_integer
 from xent_array._rows import class_axis, classes_back, classes_last, join_rows
@@ -48,7 +48,7 @@ def softmax(x: ArrayT, axis: int = -1) -> ArrayT:
     >>> xent_array.softmax(np.asarray([0.0, np.log(3.0)])).round(4)
     array([0.25, 0.75])
     """
-    return _along_classes(x, axis, lambda xp, row: row.exps / (1.0 + whole(row.top, row.rest)))
+    return _along_classes(x, axis, lambda _, row: row.exps / (1.0 + whole(row.top, row.rest)))
 
 
 def log_softmax(x: ArrayT, axis: int = -1) -> ArrayT:
@@ -122,8 +122,7 @@ def logsumexp(x: ArrayT, axis: int = -1) -> ArrayT:
     backend = library.backend
     dtype = backend.compute_dtype(z.dtype)
     differentiable = backend.differentiates(z)
-    rows, width = _block_size(library, z, differentiable)
-    slabs = class_slabs(z.shape[-1], width)
+    blocks, slabs = _plan(library, z, differentiable=differentiable)
 
     def of_block(block: RowIndex) -> Array:
         parts = []
@@ -135,9 +134,9 @@ def logsumexp(x: ArrayT, axis: int = -1) -> ArrayT:
         return row_logsumexp(backend.xp, row.top, row.rest)
 
     with backend.quiet():
-        blocks = [of_block(block) for block in row_blocks(z.shape[:-1], rows)]
+        rows = [of_block(block) for block in blocks]
     lse: ArrayT = backend.finalize(
-        join_rows(backend, blocks, z.shape[:-1]), backend.result_dtype(library.leader)
+        join_rows(backend, rows, tuple(z.shape[:-1])), backend.result_dtype(library.leader)
     )
     return lse
 
@@ -155,7 +154,7 @@ def _along_classes(x: ArrayT, axis: int, formula: Callable[[Any, Spread], Array]
         return backend.finalize(formula(backend.xp, seen), result_dtype)
 
     with backend.quiet():
-        blocks = row_blocks(z.shape[:-1], _block_size(library, z, differentiable)[0])
+        blocks = _plan(library, z, differentiable=differentiable).blocks
         if len(blocks) == 1:
             whole_array: ArrayT = classes_back(backend, of_block(blocks[0]), axis)
             return whole_array
@@ -175,7 +174,7 @@ def _open(x: Array, axis: int) -> tuple[Library, Array, int]:
     return library, classes_last(library.backend, library.leader, axis), axis
 
 
-def _block_size(library: Library, z: Array, differentiable: bool) -> tuple[int, int]:
-    backend = library.backend
+def _plan(library: Library, z: Array, *, differentiable: bool) -> Plan:
+    backend, shape = library.backend, tuple(z.shape)
     itemsize = backend.itemsize(backend.compute_dtype(z.dtype))
-    return block_size(library.memory, z.shape[-1], itemsize, differentiable)
+    return plan(library.memory, shape[:-1], shape[-1], itemsize, differentiable=differentiable)

@@ -27,7 +27,13 @@ def class_weight(library: Library, weight: Array | None, classes: int, dtype: An
 
 
 def check_target(
-    library: Library, target: Array, axis: int, q: Smoothing, where: Array | None, options: Options
+    library: Library,
+    target: Array,
+    options: Options,
+    *,
+    axis: int,
+    q: Smoothing,
+    where: Array | None,
 ) -> Target:
     """Tell class indices from probabilities and check them; `axis` is the class axis of logits."""
     target = library.admit("target", target)
@@ -76,8 +82,8 @@ def _indices(
 ) -> IndexTarget:
     """Class indices, and how far they can be trusted.
 
-    Memory on the host is looked at: where all is well and nothing is ignored, which two reductions
-    tell, the loss need not ask row by row. On devices, and where values do not exist yet, a row
+    Memory on the host is looked at: where all is well and nothing is ignored, the loss need not ask
+    row by row. On devices, and where values do not exist yet, a row
     with a bad index becomes NaN.
     """
     backend, ignore = library.backend, options.ignore_index
@@ -85,10 +91,7 @@ def _indices(
         raise ValueError("check=True must see the target's values, but they are traced or lazy")
     look = options.check is True or (options.check == "auto" and library.memory == "host")
     index = backend.cast(target, backend.index_dtype(target))[..., None]
-    inside = math.prod(target.shape) == 0
-    if look and not inside:
-        lowest, highest = backend.extremes(index)
-        inside = 0 <= lowest and highest < q.classes
+    inside = math.prod(target.shape) == 0 or (look and backend.within(index, q.classes))
     if inside and not 0 <= ignore < q.classes:
         return IndexTarget(q, index, ignore_index=None, trusted=True)
     # A value that the target's dtype cannot hold ignores nothing, whatever a cast would make of it.

@@ -2,9 +2,9 @@
 
 With label smoothing e and class weights w, over C classes, torch's formula for both kinds is
 
-    q_j = ((1 - e)·p_j + e/C)·w_j        p the probabilities, or one at the index and zero elsewhere,
+    q_j = ((1 - e)·p_j + e/C)·w_j
 
-but that an index target weighs its one by the weight of its own class, which is the same thing.
+with p the probabilities, or one at the class index and zero elsewhere.
 """
 
 from __future__ import annotations
@@ -28,11 +28,6 @@ class Smoothing(NamedTuple):
     @property
     def is_smooth(self) -> bool:
         return not (isinstance(self.smoothing, float) and self.smoothing == 0.0)
-
-    @property
-    def kept_share(self) -> Scalar:
-        """1 - e: what smoothing leaves to the target itself."""
-        return 1.0 - self.smoothing
 
     def even_share(self, classes: slice) -> Scalar:
         """e/C·w over a slab: what smoothing gives to every class."""
@@ -82,7 +77,9 @@ class IndexRows(NamedTuple):
         backend, q = self.q.backend, self.q
         xp = backend.xp
         weight = self.row_weight()
-        share: Scalar = q.kept_share if weight is None else times(q.kept_share, weight)
+        share: Scalar = 1.0 - q.smoothing
+        if weight is not None:
+            share = times(share, weight)
         if shifted.shape[-1] == q.classes:
             picked = backend.gather(shifted, self.index)
         else:
@@ -130,7 +127,7 @@ class ProbabilityRows(NamedTuple):
         if self.kept is not None:
             wanted = xp.where(self.kept, wanted, 0.0)
         if q.is_smooth:
-            wanted = q.kept_share * wanted + q.smoothing / q.classes
+            wanted = (1.0 - q.smoothing) * wanted + q.smoothing / q.classes
         if q.weight is not None:
             wanted = wanted * q.weight[classes]
         return backend.row_sum(wanted), backend.row_sum(weighted(xp, wanted, shifted))

@@ -132,8 +132,9 @@ class Standard:
     def any(self, x: Array) -> bool:
         return bool(self.xp.any(x))
 
-    def extremes(self, x: Array) -> tuple[int, int]:
-        return int(self.xp.min(x)), int(self.xp.max(x))
+    def within(self, index: Array, length: int) -> bool:
+        """Whether every index, of which there are some, is in [0, length)."""
+        return bool(self.xp.min(index) >= 0) and bool(self.xp.max(index) < length)
 
     def take(self, x: Array, index: Array) -> Array:
         """Entries of the vector `x` at an `index` of any shape."""

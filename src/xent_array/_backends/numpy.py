@@ -80,8 +80,9 @@ class Backend(Standard):
     def any(self, x: Array) -> bool:
         return bool(np.logical_or.reduce(x, axis=None))
 
-    def extremes(self, x: Array) -> tuple[int, int]:
-        return int(np.minimum.reduce(x, axis=None)), int(np.maximum.reduce(x, axis=None))
+    def within(self, index: Array, length: int) -> bool:
+        # Read as unsigned, negative numbers lie above every length: one reduction sees both ends.
+        return bool(np.maximum.reduce(index.view(np.uintp), axis=None) < length)
 
     def take(self, x: Array, index: Array) -> Array:
         return x[index]
