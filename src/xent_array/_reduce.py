@@ -44,17 +44,20 @@ def _add(backend: Standard, parts: Sequence[Array | int]) -> Array | int:
 
 
 def mean(backend: Standard, rows: Sums, options: Options, denominator: Scalar | None) -> Array:
-    """Divide by a given denominator, or by what the rows add up to.
+    """Divide by a given denominator, or by what the rows that count add up to.
 
     Where no row counts there is nothing to divide by: the quotient is kept finite, so that its
-    gradient is 0, and then replaced by what `on_empty` says.
+    gradient is 0, and then replaced by what `on_empty` says. Rows whose weights sum to 0 have no
+    mean either: NaN, as in torch.
     """
     if denominator is not None:
         return rows.loss / denominator
     xp, empty = backend.xp, (math.nan if options.on_empty == "nan" else 0.0)
     divisor = rows.kept if options.denominator == "rows" else rows.weight
+    if not isinstance(divisor, int):
+        divisor = backend.cast(divisor, rows.loss.dtype)
+        divisor = xp.where(divisor == 0.0, xp.nan, divisor)
     if isinstance(rows.kept, int):
         return rows.loss / divisor if rows.kept else rows.loss + empty
     none = rows.kept == 0
-    divisor = xp.where(none, 1.0, backend.cast(divisor, rows.loss.dtype))
-    return xp.where(none, empty, rows.loss / divisor)
+    return xp.where(none, empty, rows.loss / xp.where(none, 1.0, divisor))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import Any, Literal
 
 from xent_array._namespace import Array
@@ -46,8 +47,12 @@ class Standard:
         return False
 
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
-        """Silence floating-point warnings: a NaN row is an answer here, not an accident."""
-        return contextlib.nullcontext()
+        """Silence floating-point warnings: a NaN row is an answer here, not an accident.
+
+        NumPy is what warns, under whatever library is built on it.
+        """
+        numpy = sys.modules.get("numpy")
+        return numpy.errstate(all="ignore") if numpy else contextlib.nullcontext()
 
     # --- dtypes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -36,6 +37,9 @@ class Backend(Standard):
 
     def branches(self, x: Array) -> bool:
         return self.memory(x) == "host"
+
+    def quiet(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
 
     def is_floating(self, dtype: Any) -> bool:
         return bool(dtype.is_floating_point) and self.itemsize(dtype) > 1

@@ -1,0 +1,60 @@
+"""Arrays of any library for the tests, and back to NumPy."""
+
+import os
+
+import numpy as np
+
+DEVICE = os.environ.get("XENT_DEVICE", "cpu")
+
+#: Floating dtypes that a library's arrays come in.
+DTYPES = {
+    "numpy": ("float64", "float32", "float16", "bfloat16"),
+    "torch": ("float64", "float32", "float16", "bfloat16"),
+    "array_api_strict": ("float64", "float32"),
+}
+
+
+def make(xp, values, dtype=None):
+    """An array of a library, of the dtype of that name, or of the one NumPy gives `values`."""
+    values = np.asarray(values)
+    if xp.__name__ == "torch":
+        dtype = getattr(xp, dtype or str(values.dtype))
+        # torch has no view of NumPy's wide unsigned integers' values but through a list.
+        return xp.asarray(values.tolist(), dtype=dtype, device=DEVICE).reshape(values.shape)
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return values.astype(ml_dtypes.bfloat16)
+    return xp.asarray(values) if dtype is None else xp.asarray(values.astype(dtype))
+
+
+def floats(xp, values, dtype):
+    """Like `make`, fast for large arrays of floats that the dtype can hold."""
+    values = np.asarray(values, dtype=np.float64)
+    if xp.__name__ == "torch":
+        return xp.from_numpy(values).to(device=DEVICE, dtype=getattr(xp, dtype))
+    return make(xp, values, dtype)
+
+
+def to_numpy(x):
+    """Values of an array as NumPy's, half dtypes and float32 widened exactly to float64."""
+    if type(x).__module__ == "torch":
+        x = x.detach().cpu()
+        return (x.double() if x.dtype.is_floating_point else x).numpy()
+    x = np.asarray(x)
+    return x.astype(np.float64) if x.dtype.kind in "fV" else x
+
+
+def dtype_of(x):
+    return str(x.dtype).rpartition(".")[2]
+
+
+def spacing(value, dtype):
+    """One ulp of `value` in the dtype of that name."""
+    bits = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}[dtype]
+    return 2.0 ** (np.floor(np.log2(abs(value))) - bits) if value else 0.0
+
+
+def unit(dtype):
+    """The unit of rounding of the dtype that is computed in."""
+    return 2.0**-53 if dtype == "float64" else 2.0**-24

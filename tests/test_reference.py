@@ -1,0 +1,120 @@
+"""torch.nn.functional.cross_entropy is the meaning; its own rounding error is the tolerance."""
+
+import itertools
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from arrays import DTYPES, dtype_of, make, spacing, to_numpy
+
+import xent_array
+
+CLASSES = 5
+
+#: Shape of the logits as torch takes them, and the class axis that we are given them with.
+LAYOUTS = [
+    pytest.param((CLASSES,), None, id="C"),
+    pytest.param((6, CLASSES), None, id="NC"),
+    pytest.param((3, CLASSES, 4), None, id="NCd"),
+    pytest.param((3, CLASSES, 4), -1, id="NdC"),
+    pytest.param((2, CLASSES, 3, 2), 1, id="NCHW"),
+    pytest.param((2, CLASSES, 3, 2), 0, id="CNHW"),
+]
+WEIGHTS = [None, [0.5, 1.0, 2.0, 0.0, 1.5]]
+SMOOTHINGS = [0.0, 0.3, 1.0]
+IGNORED = {"none": -100, "some": -100, "class": 2, "most": -100}
+
+
+CASES = [*(("index", ignored) for ignored in IGNORED), ("probabilities", "none")]
+
+
+def draw(shape, kind, ignored, seed=0):
+    """Logits, and a target that some of which is ignored, as float64 and int64."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=shape) * 3
+    if kind == "probabilities":
+        p = rng.random(shape)
+        return logits, p / p.sum(axis=min(1, len(shape) - 1), keepdims=True)
+    rows = shape[:1] + shape[2:] if len(shape) > 1 else ()
+    target = rng.integers(0, CLASSES, rows)
+    if ignored == "some" and rows:
+        target = np.where(rng.random(rows) < 0.4, -100, target)
+    if ignored == "most" and rows:
+        target = np.full(rows, -100)
+        target[(0,) * len(rows)] = 1
+    return logits, np.asarray(target)
+
+
+def our_layout(x, axis):
+    return x if axis is None or x.ndim == 1 else np.moveaxis(x, 1, axis)
+
+
+@pytest.mark.parametrize(("kind", "ignored"), CASES)
+@pytest.mark.parametrize(("shape", "axis"), LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_error_is_at_most_torchs(xp, dtype, shape, axis, kind, ignored):
+    """Over the product of options, our greatest error is at most torch's and 4 ulp."""
+    if dtype not in DTYPES[xp.__name__]:
+        pytest.skip(f"{xp.__name__} has no {dtype}")
+    logits, target = draw(shape, kind, ignored)
+    rounded = to_numpy(make(torch, logits, dtype))
+    kept = to_numpy(make(torch, target, dtype)) if kind == "probabilities" else target
+    for weight, smoothing, reduction in options_for(xp):
+        options = {"label_smoothing": smoothing, "reduction": reduction}
+        if kind == "index":
+            options["ignore_index"] = IGNORED[ignored]
+        ours = xent_array.cross_entropy(
+            make(xp, our_layout(rounded, axis), dtype),
+            make(xp, our_layout(kept, axis), dtype) if kind == "probabilities" else make(xp, kept),
+            weight=None if weight is None else make(xp, weight, dtype),
+            axis=axis,
+            **options,
+        )
+        theirs = torch.nn.functional.cross_entropy(
+            make(torch, rounded, dtype).cpu(),
+            make(torch, kept, dtype if kind == "probabilities" else None).cpu(),
+            weight=None if weight is None else make(torch, weight, dtype).cpu(),
+            **options,
+        )
+        truth = true_loss(rounded, kept, weight, dtype, options)
+        assert dtype_of(ours) == dtype
+        assert tuple(ours.shape) == tuple(theirs.shape)
+        compare(to_numpy(ours), to_numpy(theirs), truth, dtype)
+
+
+def options_for(xp):
+    """Every combination on NumPy and torch; on other libraries each option with each at least."""
+    full = list(itertools.product(WEIGHTS, SMOOTHINGS, ["none", "mean", "sum"]))
+    return full if xp.__name__ in ("numpy", "torch") else full[::4] + full[1::7]
+
+
+def true_loss(logits, target, weight, dtype, options):
+    """Our form in float64 for narrower dtypes, multi-precision for float64."""
+    if dtype != "float64":
+        weight = None if weight is None else np.asarray(weight)
+        return xent_array.cross_entropy(logits, target, weight=weight, **options)
+    loss = oracle.cross_entropy(
+        as_rows(logits),
+        as_rows(target) if target.dtype.kind == "f" else target.reshape(-1),
+        weight=weight,
+        smoothing=options["label_smoothing"],
+        ignore_index=options.get("ignore_index", -100),
+        reduction=options["reduction"],
+    )
+    return np.asarray(loss, dtype=object)
+
+
+def as_rows(x):
+    return (x if x.ndim == 1 else np.moveaxis(x, 1, -1)).reshape(-1, CLASSES)
+
+
+def compare(ours, theirs, truth, dtype):
+    truth = truth.reshape(ours.shape)
+    if truth.ndim == 0 and not np.isfinite(float(truth)):  # the weights of the rows sum to 0
+        np.testing.assert_equal([float(ours), float(theirs)], [float(truth)] * 2)
+        return
+    largest = float(np.max(np.abs(truth)))
+    our_error = float(np.max(np.abs(ours - truth)))
+    their_error = float(np.max(np.abs(theirs - truth)))
+    assert our_error <= their_error + 4 * spacing(largest, dtype)
