@@ -24,8 +24,10 @@ def install(session: nox.Session, *groups: str) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests and every example of the docs and docstrings, on the package as installed."""
     install(session, "test")
-    # The examples of a file share their names, so a file is never split between processes.
-    session.run("pytest", "-n", "auto", "--dist", "loadfile", *session.posargs)
+    # One process: torch is threaded already, and workers beside it get in each other's way. For
+    # processes all the same, `nox -s tests -- -n 2 --dist loadfile`: the examples of a file share
+    # their names, so a file must not be split.
+    session.run("pytest", *session.posargs)
 
 
 @nox.session

@@ -18,22 +18,13 @@ def make(xp, values, dtype=None):
     """An array of a library, of the dtype of that name, or of the one NumPy gives `values`."""
     values = np.asarray(values)
     if xp.__name__ == "torch":
-        dtype = getattr(xp, dtype or str(values.dtype))
-        # torch has no view of NumPy's wide unsigned integers' values but through a list.
-        return xp.asarray(values.tolist(), dtype=dtype, device=DEVICE).reshape(values.shape)
+        tensor = xp.from_numpy(values.copy()).to(DEVICE)
+        return tensor if dtype is None else tensor.to(getattr(xp, dtype))
     if dtype == "bfloat16":
         import ml_dtypes
 
         return values.astype(ml_dtypes.bfloat16)
     return xp.asarray(values) if dtype is None else xp.asarray(values.astype(dtype))
-
-
-def floats(xp, values, dtype):
-    """Like `make`, fast for large arrays of floats that the dtype can hold."""
-    values = np.asarray(values, dtype=np.float64)
-    if xp.__name__ == "torch":
-        return xp.from_numpy(values).to(device=DEVICE, dtype=getattr(xp, dtype))
-    return make(xp, values, dtype)
 
 
 def to_numpy(x):

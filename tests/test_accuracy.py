@@ -6,7 +6,7 @@ import mpmath
 import numpy as np
 import oracle
 import pytest
-from arrays import DTYPES, floats, make, to_numpy, unit
+from arrays import DTYPES, make, to_numpy, unit
 
 import xent_array
 from xent_array import _blocks
@@ -60,7 +60,7 @@ def test_index_loss_keeps_relative_precision(xp, classes, offset, dtype):
     """Losses from 12 down to 1e-35 have all their digits, at any offset of the logits."""
     z, target = rows(classes, offset, dtype)
     loss = xent_array.cross_entropy(
-        floats(xp, z, dtype), make(xp, target), reduction="none"
+        make(xp, z, dtype), make(xp, target), reduction="none"
     )
     assert_promised(to_numpy(loss), classes, offset, dtype)
 
@@ -73,7 +73,7 @@ def test_one_hot_loss_keeps_relative_precision(xp, classes, offset):
     one_hot = np.zeros_like(z)
     one_hot[np.arange(len(z)), target] = 1.0
     loss = xent_array.cross_entropy(
-        floats(xp, z, "float32"), floats(xp, one_hot, "float32"), reduction="none"
+        make(xp, z, "float32"), make(xp, one_hot, "float32"), reduction="none"
     )
     assert_promised(to_numpy(loss), classes, offset, "float32")
 
@@ -82,7 +82,7 @@ def test_one_hot_loss_keeps_relative_precision(xp, classes, offset):
 def test_any_layout_keeps_precision(xp, classes):
     """A class axis that is first, hence far from innermost in memory, is summed pairwise too."""
     z, target = rows(classes, 0.0, "float32")
-    transposed = floats(xp, np.ascontiguousarray(z.T), "float32")
+    transposed = make(xp, np.ascontiguousarray(z.T), "float32")
     loss = xent_array.cross_entropy(transposed, make(xp, target), axis=0, reduction="none")
     assert_promised(to_numpy(loss), classes, 0.0, "float32")
 
@@ -117,9 +117,9 @@ def test_soft_targets_keep_their_natural_scale(xp, classes, offset, dtype):
     z, _ = rows(classes, offset, dtype)
     for target, weight, smoothing in soft_cases(z, dtype):
         loss = xent_array.cross_entropy(
-            floats(xp, z, dtype),
-            make(xp, target) if target.ndim == 1 else floats(xp, target, dtype),
-            weight=None if weight is None else floats(xp, weight, dtype),
+            make(xp, z, dtype),
+            make(xp, target) if target.ndim == 1 else make(xp, target, dtype),
+            weight=None if weight is None else make(xp, weight, dtype),
             label_smoothing=smoothing,
             reduction="none",
         )
@@ -140,7 +140,7 @@ def test_logit_scale_is_applied_below_the_top(xp, scale, offset):
     factor = float(np.float32(scale))
     for option in (factor, make(xp, factor, "float32")):
         loss = xent_array.cross_entropy(
-            floats(xp, z, "float32"), make(xp, target), logit_scale=option, reduction="none"
+            make(xp, z, "float32"), make(xp, target), logit_scale=option, reduction="none"
         )
         for ours, row, label in zip(to_numpy(loss).tolist(), z, target, strict=True):
             scaled = [mpmath.mpf(factor) * value for value in oracle.exact(row)]
@@ -155,7 +155,7 @@ def test_softcap(xp, softcap):
     """Softcap adds 2·softcap to the factor of the promise."""
     z, target = rows(10, 0.0, "float32")
     loss = xent_array.cross_entropy(
-        floats(xp, z, "float32"), make(xp, target), softcap=softcap, reduction="none"
+        make(xp, z, "float32"), make(xp, target), softcap=softcap, reduction="none"
     )
     for ours, row, label in zip(to_numpy(loss).tolist(), z, target, strict=True):
         capped = [softcap * mpmath.tanh(value / softcap) for value in oracle.exact(row)]
@@ -167,7 +167,7 @@ def test_softcap(xp, softcap):
 def test_losses_of_half_logits_are_computed_in_float32(xp):
     """70,000 classes overflow a float16 sum; the loss is right to the last bit of float32."""
     for dtype in set(DTYPES[xp.__name__]) - {"float32", "float64"}:
-        z = floats(xp, np.zeros((2, 70_000)), dtype)
+        z = make(xp, np.zeros((2, 70_000)), dtype)
         loss = xent_array.cross_entropy(z, make(xp, [0, 69_999]), dtype=xp.float32)
         assert float(loss) == pytest.approx(np.log(70_000.0), rel=2.0**-24)
 
@@ -177,10 +177,10 @@ def test_losses_of_half_logits_are_computed_in_float32(xp):
 
 def slabs_of(xp, z, target, cuts, dtype):
     """The four numbers of the slabs of classes between `cuts`, for index targets."""
-    backend = backend_of("z", floats(xp, z, dtype))
+    backend = backend_of("z", make(xp, z, dtype))
     slabs = []
     for start, stop in zip(cuts, cuts[1:], strict=False):
-        part = floats(xp, z[:, start:stop], dtype)
+        part = make(xp, z[:, start:stop], dtype)
         seen = spread(backend, part, 1.0, slab=True, differentiable=False)
         inside = (target >= start) & (target < stop)
         local = make(xp, np.where(inside, target - start, 0)[:, None])
@@ -263,5 +263,5 @@ def test_class_slabs_of_the_loss_itself(xp, offset, monkeypatch):
     """Rows too wide for the memory budget are read slab by slab, within the promise."""
     monkeypatch.setitem(_blocks.BLOCK_BYTES, "host", 4 * 100)
     z, target = rows(1000, offset, "float32")
-    loss = xent_array.cross_entropy(floats(xp, z, "float32"), make(xp, target), reduction="none")
+    loss = xent_array.cross_entropy(make(xp, z, "float32"), make(xp, target), reduction="none")
     assert_promised(to_numpy(loss), 1000, offset, "float32")

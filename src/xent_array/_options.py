@@ -72,7 +72,7 @@ class Options:
         changed = (
             f"{field.name}={describe(value)}"
             for field in fields(self)
-            if (value := getattr(self, field.name)) is not field.default
+            if not _equal(value := getattr(self, field.name), field.default)
         )
         return f"{type(self).__name__}({', '.join(changed)})"
 
@@ -116,6 +116,10 @@ def describe(value: object) -> str:
     if shape is None or dtype is None or is_number(value):
         return repr(value)
     return f"array(shape={tuple(shape)}, dtype={dtype_name(dtype)})"
+
+
+def _equal(value: object, default: object) -> bool:
+    return value is default or (type(value) is type(default) and value == default)
 
 
 def _check_number(name: str, value: object) -> None:

@@ -96,7 +96,8 @@ def _indices(
         return IndexTarget(q, index, ignore_index=None, trusted=True)
     # A value that the target's dtype cannot hold ignores nothing, whatever a cast would make of it.
     lowest, highest = backend.integer_range(target.dtype)
-    checked = IndexTarget(q, index, ignore if lowest <= ignore <= highest else None, look)
+    ignore = int(ignore) if lowest <= ignore <= highest else None
+    checked = IndexTarget(q, index, ignore, trusted=look)
     if look and not inside:
         _raise_bad(library, target, checked, where, options)
     return checked

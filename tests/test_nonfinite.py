@@ -1,0 +1,138 @@
+"""Rows with NaN and infinities, whole and in every slabbing of their classes."""
+
+import numpy as np
+import pytest
+from arrays import make, to_numpy
+
+import xent_array
+from xent_array import _blocks
+
+NAN, INF = np.nan, np.inf
+
+#: Logits, class index, loss.
+ROWS = [
+    pytest.param([0.0, NAN, 1.0, 2.0], 0, NAN, id="NaN"),
+    pytest.param([0.0, NAN, 1.0, 2.0], 1, NAN, id="NaN at the target"),
+    pytest.param([NAN, INF, -INF, 0.0], 3, NAN, id="NaN and infinities"),
+    pytest.param([0.0, INF, 1.0, 2.0], 0, NAN, id="+inf"),
+    pytest.param([0.0, INF, 1.0, 2.0], 1, NAN, id="+inf at the target"),
+    pytest.param([INF, INF, INF, INF], 1, NAN, id="all +inf"),
+    pytest.param([-INF, -INF, -INF, -INF], 1, NAN, id="all -inf"),
+    pytest.param([0.0, -INF, 0.0, 0.0], 1, INF, id="-inf at the target"),
+    pytest.param([-INF, -INF, -INF, 5.0], 0, INF, id="-inf but for another class"),
+    pytest.param([0.0, -INF, 0.0, -INF], 0, np.log(2.0), id="-inf elsewhere"),
+    pytest.param([-INF, -INF, 3.0, -INF], 2, 0.0, id="-inf everywhere else"),
+]
+SLABS = [1, 2, 3, 4]
+
+
+@pytest.fixture(params=SLABS)
+def slab(request, monkeypatch):
+    """Make every block so many classes wide, float64."""
+    monkeypatch.setitem(_blocks.BLOCK_BYTES, "host", 8 * request.param)
+
+
+def one_hot(index):
+    return np.eye(4)[index]
+
+
+@pytest.mark.parametrize(("logits", "index", "loss"), ROWS)
+def test_index_targets(xp, logits, index, loss, slab):
+    """NaN anywhere, +inf anywhere and nothing but -inf have no loss; -inf at the target infinite."""
+    logits = make(xp, [[0.0, 1.0, 2.0, 3.0], logits, [3.0, 2.0, 1.0, 0.0]])
+    losses = to_numpy(xent_array.cross_entropy(logits, make(xp, [3, index, 0]), reduction="none"))
+    np.testing.assert_allclose(losses[1], loss, rtol=1e-15)
+    assert np.isfinite(losses[[0, 2]]).all()
+
+
+@pytest.mark.parametrize(("logits", "index", "loss"), ROWS)
+def test_one_hot_targets(xp, logits, index, loss, slab):
+    """A zero probability of a -inf logit costs nothing: 0·log 0 = 0, where torch has NaN."""
+    losses = xent_array.cross_entropy(make(xp, logits), make(xp, one_hot(index)), reduction="none")
+    np.testing.assert_allclose(to_numpy(losses), loss, rtol=1e-15)
+
+
+@pytest.mark.parametrize("kind", ["index", "probabilities"])
+def test_a_zero_weight_makes_an_impossible_class_free(xp, kind, slab):
+    """A class of weight 0 and logit -inf, at the target or smoothed onto, costs nothing."""
+    logits, weight = make(xp, [0.0, -INF, 0.0, 0.0]), make(xp, [1.0, 0.0, 1.0, 1.0])
+    target = make(xp, 1) if kind == "index" else make(xp, one_hot(1))
+    loss = xent_array.cross_entropy(logits, target, weight=weight, reduction="sum")
+    assert float(loss) == 0.0
+    loss = xent_array.cross_entropy(
+        logits, target, weight=weight, reduction="sum", label_smoothing=0.4
+    )
+    assert float(loss) == pytest.approx(0.3 * np.log(3.0))
+
+
+def test_smoothing_onto_an_impossible_class_is_infinite(xp, slab):
+    """As in torch, unless its weight is 0."""
+    loss = xent_array.cross_entropy(
+        make(xp, [0.0, -INF, 0.0, 0.0]), make(xp, 0), label_smoothing=0.1
+    )
+    assert float(loss) == INF
+
+
+def test_full_smoothing_leaves_the_target_out(xp, slab):
+    """With smoothing 1 nothing is left to the target itself."""
+    logits = make(xp, [[1.0, 2.0, 3.0, 4.0]] * 2)
+    losses = xent_array.cross_entropy(
+        logits, make(xp, [0, 3]), label_smoothing=1.0, reduction="none"
+    )
+    assert float(losses[0]) == float(losses[1])
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_rows_that_do_not_count_are_inert(xp, bad, reduction, slab):
+    """Whatever an ignored or masked row holds, its loss is exactly 0 and the mean is of others."""
+    logits = np.asarray([[1.0, 2.0, 3.0, 4.0], [bad] * 4, [4.0, 3.0, 2.0, 1.0]])
+    good = make(xp, logits[[0, 2]])
+    ignored = xent_array.cross_entropy(
+        make(xp, logits), make(xp, [0, -100, 1]), reduction=reduction
+    )
+    masked = xent_array.cross_entropy(
+        make(xp, logits),
+        make(xp, [0, 999, 1]),
+        where=make(xp, [True, False, True]),
+        reduction=reduction,
+    )
+    expected = to_numpy(xent_array.cross_entropy(good, make(xp, [0, 1]), reduction=reduction))
+    if reduction == "none":
+        expected = np.insert(expected, 1, 0.0)
+    np.testing.assert_array_equal(to_numpy(ignored), expected)
+    np.testing.assert_array_equal(to_numpy(masked), expected)
+
+
+def test_masked_rows_of_probabilities_are_inert(xp, slab):
+    """NaN logits, NaN probabilities and NaN sample weights of a masked row do not matter."""
+    loss = xent_array.cross_entropy(
+        make(xp, [[0.0, 0.0, 0.0, 0.0], [NAN] * 4]),
+        make(xp, [[0.25] * 4, [NAN] * 4]),
+        where=make(xp, [True, False]),
+        sample_weight=make(xp, [2.0, NAN]),
+    )
+    assert float(loss) == pytest.approx(np.log(4.0))
+
+
+@pytest.mark.parametrize("function", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("row", [[0.0, NAN], [0.0, INF], [-INF, -INF], [INF, INF]])
+def test_softmax_of_rows_without_one_is_nan(xp, function, row):
+    """NaN, +inf and nothing but -inf have no softmax, as in torch."""
+    result = getattr(xent_array, function)(make(xp, [[0.0, 1.0], row]))
+    assert np.isfinite(to_numpy(result)[0]).all()
+    assert np.isnan(to_numpy(result)[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("row", "lse"),
+    [
+        ([0.0, NAN, 0.0, 0.0], NAN),
+        ([0.0, INF, -INF, INF], INF),
+        ([-INF, -INF, -INF, -INF], -INF),
+        ([-INF, 2.0, -INF, -INF], 2.0),
+    ],
+)
+def test_logsumexp_of_infinities(xp, row, lse, slab):
+    """An infinite greatest entry is its own logsumexp."""
+    np.testing.assert_equal(float(xent_array.logsumexp(make(xp, row))), lse)
