@@ -1,4 +1,4 @@
-"""The truth: the textbook formula in 60 digits, sharing nothing with the library but its meaning."""
+"""The truth: the textbook formula in 60 digits, which shares only its meaning with the library."""
 
 import mpmath
 import numpy as np

@@ -1,17 +1,19 @@
 """The promise: full relative precision at any confidence, offset, layout and slabbing."""
 
 import functools
+import itertools
 
 import mpmath
 import numpy as np
-import oracle
 import pytest
-from arrays import DTYPES, make, to_numpy, unit
 
 import xent_array
 from xent_array import _blocks
 from xent_array._backends import backend_of
 from xent_array._stats import FourNumbers, finish, identity, merge, merge_ranks, merge_tree, spread
+
+import oracle
+from arrays import DTYPES, make, to_numpy, unit
 
 OFFSETS = [0.0, 100.0, 1e4, 1e8]
 MARGINS = [0.0, 0.5, 1.0, 5.0, 17.0, 40.0, 80.0]
@@ -59,9 +61,7 @@ def assert_promised(losses, classes, offset, dtype):
 def test_index_loss_keeps_relative_precision(xp, classes, offset, dtype):
     """Losses from 12 down to 1e-35 have all their digits, at any offset of the logits."""
     z, target = rows(classes, offset, dtype)
-    loss = xent_array.cross_entropy(
-        make(xp, z, dtype), make(xp, target), reduction="none"
-    )
+    loss = xent_array.cross_entropy(make(xp, z, dtype), make(xp, target), reduction="none")
     assert_promised(to_numpy(loss), classes, offset, dtype)
 
 
@@ -179,7 +179,7 @@ def slabs_of(xp, z, target, cuts, dtype):
     """The four numbers of the slabs of classes between `cuts`, for index targets."""
     backend = backend_of("z", make(xp, z, dtype))
     slabs = []
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in itertools.pairwise(cuts):
         part = make(xp, z[:, start:stop], dtype)
         seen = spread(backend, part, 1.0, slab=True, differentiable=False)
         inside = (target >= start) & (target < stop)

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from arrays import make, to_numpy
 
 import xent_array
 from xent_array import _blocks
+
+from arrays import make, to_numpy
 
 NAN, INF = np.nan, np.inf
 
@@ -38,7 +39,7 @@ def one_hot(index):
 
 @pytest.mark.parametrize(("logits", "index", "loss"), ROWS)
 def test_index_targets(xp, logits, index, loss, slab):
-    """NaN anywhere, +inf anywhere and nothing but -inf have no loss; -inf at the target infinite."""
+    """NaN, +inf and nothing but -inf have no loss; with -inf at the target it is infinite."""
     logits = make(xp, [[0.0, 1.0, 2.0, 3.0], logits, [3.0, 2.0, 1.0, 0.0]])
     losses = to_numpy(xent_array.cross_entropy(logits, make(xp, [3, index, 0]), reduction="none"))
     np.testing.assert_allclose(losses[1], loss, rtol=1e-15)

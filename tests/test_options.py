@@ -4,9 +4,10 @@ import pickle
 
 import numpy as np
 import pytest
-from arrays import DTYPES, dtype_of, make, to_numpy
 
 import xent_array
+
+from arrays import DTYPES, dtype_of, make, to_numpy
 
 RNG = np.random.default_rng(3)
 LOGITS = RNG.normal(size=(6, 4))
@@ -69,6 +70,7 @@ class TestRowArguments:
         assert loss(xp, denominator="rows", **options) == near(total / KEPT.sum())
         assert loss(xp, denominator=12, **options) == near(total / 12)
         assert loss(xp, denominator=np.asarray(12.0), **options) == near(total / 12)
+        assert loss(xp, denominator=np.asarray(12), **options) == near(total / 12)
 
     def test_no_row_that_counts(self, xp, target):
         nothing = {"target": target, "where": np.zeros(6, dtype=bool)}
@@ -76,7 +78,8 @@ class TestRowArguments:
         assert np.isnan(loss(xp, on_empty="nan", weight=CLASS_WEIGHT, **nothing))
         assert loss(xp, on_empty="zero", **nothing) == 0.0
         assert loss(xp, denominator=3.0, **nothing) == 0.0
-        assert loss(xp, reduction="sum", on_empty="raise", where=KEPT, target=target) > 0.0
+        assert loss(xp, on_empty="raise", where=KEPT, target=target) > 0.0
+        assert loss(xp, reduction="sum", on_empty="raise", **nothing) == 0.0
         with pytest.raises(ValueError, match=r"no row counts, of rows of shape \(6,\)"):
             loss(xp, on_empty="raise", **nothing)
 
@@ -116,6 +119,11 @@ class TestIgnoreIndex:
         target = np.asarray([2**64 - 100, 0], dtype=np.uint64)
         with pytest.raises(IndexError, match=r"target\[0\] is 18446744073709551516: outside"):
             rows(xp, logits=LOGITS[:2], target=target)
+
+    def test_an_unsigned_one_beyond_the_signed_range(self, xp):
+        target = np.asarray([2**64 - 100, 1], dtype=np.uint64)
+        ignored = rows(xp, logits=LOGITS[:2], target=target, ignore_index=2**64 - 100)
+        assert ignored == near([0.0, rows(xp, logits=LOGITS[:2], target=[0, 1])[1]])
 
     def test_it_may_be_a_numpy_integer(self, xp):
         assert rows(xp, ignore_index=np.int64(2)) == near(rows(xp, ignore_index=2))

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from arrays import make, to_numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -11,6 +10,8 @@ import xent_array
 from xent_array import _blocks
 from xent_array._backends import backend_of
 from xent_array._stats import FourNumbers, merge
+
+from arrays import make, to_numpy
 
 settings.register_profile("suite", max_examples=40, deadline=None, derandomize=True)
 settings.load_profile("suite")
@@ -37,9 +38,7 @@ def losses(xp, logits, target, **options):
 def test_a_common_shift_changes_nothing(xp, batch, shift):
     """Exactly: the logits and the shift are quarters, and only differences enter."""
     logits, target = batch
-    np.testing.assert_array_equal(
-        losses(xp, logits + shift, target), losses(xp, logits, target)
-    )
+    np.testing.assert_array_equal(losses(xp, logits + shift, target), losses(xp, logits, target))
 
 
 @given(batch=batches(), seed=st.integers(0, 2**32 - 1))

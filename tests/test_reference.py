@@ -3,12 +3,13 @@
 import itertools
 
 import numpy as np
-import oracle
 import pytest
 import torch
-from arrays import DTYPES, dtype_of, make, spacing, to_numpy
 
 import xent_array
+
+import oracle
+from arrays import DTYPES, dtype_of, make, spacing, to_numpy
 
 CLASSES = 5
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from arrays import make, to_numpy
 
 import xent_array
+
+from arrays import make, to_numpy
 
 LOGITS = [
     [0.8, 0.5, 0.2, 0.5],
@@ -38,6 +39,4 @@ def test_a_single_sample(xp, reduction, target):
 
 def test_the_losses_are_these(xp):
     loss = xent_array.cross_entropy(make(xp, LOGITS), make(xp, [0, 1, 2, 3]), reduction="none")
-    np.testing.assert_allclose(
-        to_numpy(loss), [1.108710, 0.932944, 1.085172, 0.999056], atol=5e-7
-    )
+    np.testing.assert_allclose(to_numpy(loss), [1.108710, 0.932944, 1.085172, 0.999056], atol=5e-7)

@@ -45,8 +45,10 @@ class Library:
         """Return a scalar option as a Python float, or as a 0-d array of `dtype`."""
         if is_number(value):
             return float(value)
-        value = self.floating(name, self.admit(name, value))
-        if self.memory == "host" and self.backend.memory(value) == "host":
+        value = self.admit(name, value)
+        if not (self.backend.is_floating(value.dtype) or self.backend.is_integer(value.dtype)):
+            raise TypeError(f"{name} must have a real dtype, got {dtype_name(value.dtype)}")
+        if self.backend.memory(value) == "host":
             check_range(name, value, concrete=self.backend.value(value))
         return self.backend.cast(value, dtype)
 

@@ -54,7 +54,7 @@ def gather(logits: Array, target: Array, options: Options) -> Batch:
     result_dtype = library.result_dtype(options.dtype)
     q = Smoothing(backend, classes, weight, smoothing)
     checked = check_target(library, target, options, axis=axis, q=q, where=where)
-    if options.on_empty == "raise":
+    if options.on_empty == "raise" and options.reduction == "mean":
         _raise_if_empty(library, checked, where, shape)
     return Batch(
         backend=backend,
@@ -77,8 +77,8 @@ def gather(logits: Array, target: Array, options: Options) -> Batch:
 def _raise_if_empty(
     library: Library, target: Target, where: Array | None, shape: tuple[int, ...]
 ) -> None:
-    if library.memory == "traced":
-        raise ValueError("on_empty='raise' must see which rows count, but they are traced or lazy")
+    if library.memory == "opaque":
+        raise ValueError("on_empty='raise' must see which rows count, and values cannot be seen")
     kept = target.rows((...,), where).kept
     if math.prod(shape) == 0 or not (kept is None or library.backend.xp.any(kept)):
         raise ValueError(f"no row counts, of rows of shape {shape}, and on_empty is 'raise'")

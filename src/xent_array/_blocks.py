@@ -30,11 +30,11 @@ def plan(
 ) -> Plan:
     """Cut rows of any `shape` into blocks, and their classes into slabs, that keep to the budget.
 
-    Values that do not exist yet are not looped over, and a library that differentiates keeps every
+    Values that cannot be seen are not looped over, and a library that differentiates keeps every
     block it saw: there everything is one block.
     """
     rows = math.prod(shape)
-    if memory == "traced" or differentiable or rows * classes * itemsize <= BLOCK_BYTES[memory]:
+    if memory == "opaque" or differentiable or rows * classes * itemsize <= BLOCK_BYTES[memory]:
         return Plan([(...,)], [slice(0, classes)])
     entries = BLOCK_BYTES[memory] // itemsize
     slabs = [slice(start, min(start + entries, classes)) for start in range(0, classes, entries)]

@@ -96,8 +96,8 @@ def cross_entropy(
         What "mean" divides by: None (the rules above), "rows" (the number of rows that count) or a
         positive number or 0-d array, as for gradient accumulation.
     on_empty
-        The mean where no row counts: "nan" (torch's, with gradient 0), "zero", or "raise". A
-        given number as `denominator` leaves nothing undefined: the loss is then 0.
+        The mean where no row counts: "nan" (torch's, with gradient 0), "zero", or "raise". Divided
+        by a given `denominator` it is 0, nothing being undefined, unless it is to raise.
     logit_scale
         Factor of the logits, a number or a 0-d array (an inverse temperature).
     softcap
@@ -145,7 +145,7 @@ def cross_entropy(
     >>> import xent_array
     >>> logits = np.asarray([[2.0, 0.5, 0.1], [0.3, 1.9, 0.2]])
     >>> float(xent_array.cross_entropy(logits, np.asarray([0, 1]))).__round__(6)
-    0.325057
+    0.321088
 
     One class is worth more, the second row does not count:
 
@@ -153,7 +153,7 @@ def cross_entropy(
     >>> xent_array.cross_entropy(
     ...     logits, np.asarray([0, -100]), weight=weight, reduction="none"
     ... ).round(6)
-    array([0.316862, 0.      ])
+    array([0.316779, 0.      ])
     """
     options = Options(
         weight,

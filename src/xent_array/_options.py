@@ -129,10 +129,10 @@ def _check_number(name: str, value: object) -> None:
 
 
 def _check_denominator(name: str, value: object) -> None:
-    if isinstance(value, str):
-        _choice("rows")(name, value)
-    else:
+    if not isinstance(value, str):
         check_range(name, value)
+    elif value != "rows":
+        raise ValueError(f"{name} must be 'rows', a number or a 0-d array; got {value!r}")
 
 
 def check_integer(name: str, value: Any) -> None:

@@ -135,9 +135,7 @@ def logsumexp(x: ArrayT, axis: int = -1) -> ArrayT:
 
     with backend.quiet():
         rows = [of_block(block) for block in blocks]
-    lse: ArrayT = backend.finalize(
-        join_rows(backend, rows, tuple(z.shape[:-1])), backend.result_dtype(library.leader)
-    )
+    lse: ArrayT = backend.finalize(join_rows(backend, rows, tuple(z.shape[:-1])), z.dtype)
     return lse
 
 
@@ -145,13 +143,13 @@ def _along_classes(x: ArrayT, axis: int, formula: Callable[[Any, Spread], Array]
     """Apply a formula for every class of a row, block by block; whole rows make a block."""
     library, z, axis = _open(x, axis)
     backend = library.backend
-    dtype, result_dtype = backend.compute_dtype(z.dtype), backend.result_dtype(library.leader)
+    dtype = backend.compute_dtype(z.dtype)
     differentiable = backend.differentiates(z)
 
     def of_block(block: RowIndex) -> Array:
         rows = backend.cast(z[block], dtype)
         seen = spread(backend, rows, 1.0, slab=False, differentiable=differentiable)
-        return backend.finalize(formula(backend.xp, seen), result_dtype)
+        return backend.finalize(formula(backend.xp, seen), z.dtype)
 
     with backend.quiet():
         blocks = _plan(library, z, differentiable=differentiable).blocks
@@ -159,7 +157,7 @@ def _along_classes(x: ArrayT, axis: int, formula: Callable[[Any, Spread], Array]
             whole_array: ArrayT = classes_back(backend, of_block(blocks[0]), axis)
             return whole_array
         out: ArrayT = backend.xp.empty(
-            tuple(library.leader.shape), dtype=result_dtype, device=library.device
+            tuple(library.leader.shape), dtype=z.dtype, device=library.device
         )
         out_rows = classes_last(backend, out, axis)
         for block in blocks:

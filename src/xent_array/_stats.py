@@ -63,16 +63,19 @@ def spread(
     if plain:
         top = backend.row_max(z)
     else:
-        apart = backend.row_argmax(z)
-        top = backend.gather(z, apart)
+        index = backend.row_argmax(z)
+        apart = backend.class_range(z) == index
+        top = backend.gather(z, index)
     # A slab of nothing but -inf is an empty one: its exps are 0, its rest is 0. A row is NaN.
     shifted = times(scale, z - (xp.where(top == -xp.inf, 0.0, top) if slab else top))
-    exps = xp.exp(shifted)
     if plain:
-        rest = _sum_less_one(backend, exps)
-    else:
-        rest = backend.row_sum(xp.where(backend.class_range(z) == apart, 0.0, exps))
-    return Spread(top, rest, shifted, exps)
+        exps = xp.exp(shifted)
+        return Spread(top, _sum_less_one(backend, exps), shifted, exps)
+    if not slab:
+        # Constant, lest derivatives of +1 and -1 cancel at the top.
+        shifted = xp.where(apart, 0.0, shifted)
+    exps = xp.exp(shifted)
+    return Spread(top, backend.row_sum(xp.where(apart, 0.0, exps)), shifted, exps)
 
 
 def _sum_less_one(backend: Standard, exps: Array) -> Array:

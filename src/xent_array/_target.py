@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from xent_array._arguments import Library
-from xent_array._backends import dtype_name
+from xent_array._backends import Standard, dtype_name
+from xent_array._blocks import row_blocks
 from xent_array._namespace import Array
 from xent_array._options import Options
 from xent_array._rows import classes_last
@@ -83,41 +84,56 @@ def _indices(
     """Class indices, and how far they can be trusted.
 
     Memory on the host is looked at: where all is well and nothing is ignored, the loss need not ask
-    row by row. On devices, and where values do not exist yet, a row
-    with a bad index becomes NaN.
+    row by row. On devices, and where values do not exist yet, a row with a bad index becomes NaN.
     """
     backend, ignore = library.backend, options.ignore_index
-    if options.check is True and library.memory == "traced":
-        raise ValueError("check=True must see the target's values, but they are traced or lazy")
+    if options.check is True and library.memory == "opaque":
+        raise ValueError("check=True must see the values of target, and they cannot be seen")
     look = options.check is True or (options.check == "auto" and library.memory == "host")
-    index = backend.cast(target, backend.index_dtype(target))[..., None]
-    inside = math.prod(target.shape) == 0 or (look and backend.within(index, q.classes))
+    inside = math.prod(target.shape) == 0 or (look and backend.within(target, q.classes))
+    index = target[..., None]
     if inside and not 0 <= ignore < q.classes:
         return IndexTarget(q, index, ignore_index=None, trusted=True)
     # A value that the target's dtype cannot hold ignores nothing, whatever a cast would make of it.
     lowest, highest = backend.integer_range(target.dtype)
-    ignore = int(ignore) if lowest <= ignore <= highest else None
-    checked = IndexTarget(q, index, ignore, trusted=look)
+    held = int(ignore) if lowest <= ignore <= highest else None
+    if held is not None and held > backend.integer_range(backend.index_dtype(target))[1]:
+        held -= highest + 1  # what the cast makes of it
     if look and not inside:
-        _raise_bad(library, target, checked, where, options)
-    return checked
+        _raise_bad(library, IndexTarget(q, index, held, trusted=False), where, options)
+    return IndexTarget(q, index, held, trusted=look)
+
+
+#: How many indices are looked at in one go for one that is bad: a bound on the memory that takes.
+_LOOK = 1 << 18
 
 
 def _raise_bad(
-    library: Library, target: Array, checked: IndexTarget, where: Array | None, options: Options
+    library: Library, target: IndexTarget, where: Array | None, options: Options
 ) -> None:
     """Raise IndexError for the first row that counts and whose index is not a class, if any."""
-    xp, backend = library.backend.xp, library.backend
-    bad = xp.reshape(checked.distrusted().rows((...,), where).bad, (-1,))
-    if not xp.any(bad):
-        return
-    position = int(xp.argmax(xp.astype(bad, backend.index_dtype(target))))
-    value = int(xp.reshape(target, (-1,))[position])
-    place = ", ".join(map(str, _unravel(position, tuple(target.shape))))
-    raise IndexError(
-        f"target{f'[{place}]' if place else ''} is {value}: outside the {checked.q.classes} "
-        f"classes [0, {checked.q.classes}) and not ignore_index ({options.ignore_index})"
-    )
+    backend, before = library.backend, 0
+    shape, classes = tuple(target.index.shape[:-1]), target.q.classes
+    for block in row_blocks(shape, _LOOK):
+        rows = target.rows(block, None if where is None else where[block])
+        bad = backend.xp.reshape(rows.bad, (-1,))
+        if backend.any(bad):
+            first = int(backend.xp.argmax(backend.cast(bad, rows.index.dtype)))
+            value = _value(backend, target.index[block], first)
+            place = ", ".join(map(str, _unravel(before + first, shape)))
+            raise IndexError(
+                f"target{f'[{place}]' if place else ''} is {value}: outside the {classes} classes "
+                f"[0, {classes}) and not ignore_index ({options.ignore_index})"
+            )
+        before += bad.shape[0]
+
+
+def _value(backend: Standard, index: Array, position: int) -> int:
+    """An entry as its dtype has it: above 2**63, the index dtype shows an unsigned as negative."""
+    lowest, highest = backend.integer_range(index.dtype)
+    flat = backend.xp.reshape(backend.cast(index, backend.index_dtype(index)), (-1,))
+    value = int(flat[position])
+    return value + highest + 1 if value < lowest else value
 
 
 def _unravel(position: int, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -41,18 +41,16 @@ class Smoothing(NamedTuple):
 
 
 class IndexTarget(NamedTuple):
-    """Class indices, shaped (rows..., 1), of the index dtype."""
+    """Class indices, shaped (rows..., 1), of any integer dtype."""
 
     q: Smoothing
     index: Array
     ignore_index: int | None  # None: no row holds it
     trusted: bool  # every index that counts is known to be a class
 
-    def distrusted(self) -> IndexTarget:
-        return self._replace(trusted=False)
-
     def rows(self, block: RowIndex, where: Array | None) -> IndexRows:
-        xp, index = self.q.backend.xp, self.index[block]
+        backend, index = self.q.backend, self.index[block]
+        index = backend.cast(index, backend.index_dtype(index))
         kept = where
         if self.ignore_index is not None:
             kept = _both(index != self.ignore_index, kept)
@@ -62,7 +60,7 @@ class IndexTarget(NamedTuple):
         # A gather at an index that is no class is undefined everywhere: look at class 0 instead.
         usable = kept if bad is None else _both(~bad, kept)
         if usable is not None:
-            index = xp.where(usable, index, 0)
+            index = backend.xp.where(usable, index, 0)
         return IndexRows(self.q, index, kept, bad)
 
 

@@ -13,7 +13,11 @@ from xent_array._namespace import namespace_of
 __all__ = ["Memory", "Standard", "backend_of", "dtype_name"]
 
 #: Namespaces with a module of their own here; every other library is taken at the standard's word.
-_MODULES = {"array_api_compat.numpy": "numpy", "array_api_compat.torch": "torch"}
+_MODULES = {
+    "array_api_compat.numpy": "numpy",
+    "array_api_compat.torch": "torch",
+    "array_api_strict": "array_api_strict",
+}
 
 _by_type: dict[type, Standard] = {}
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from xent_array._namespace import Array
 
 #: Where the values of an array lie: "host" and "device" are looped over in blocks sized for that
-#: memory; "traced" (or lazy) values do not exist yet and are written down as one expression.
-Memory = Literal["host", "device", "traced"]
+#: memory; "opaque" ones, traced, lazy or of a library not known here, are one expression.
+Memory = Literal["host", "device", "opaque"]
 
 #: Dtypes too coarse to compute in: their rows are computed in float32.
 HALF = ("float16", "bfloat16")
@@ -36,7 +36,7 @@ class Standard:
         return x.device
 
     def memory(self, x: Array) -> Memory:
-        return "host"
+        return "opaque"
 
     def differentiates(self, *arrays: Array) -> bool:
         """Whether the library itself will differentiate what is computed from `arrays`."""
@@ -139,6 +139,7 @@ class Standard:
 
     def within(self, index: Array, length: int) -> bool:
         """Whether every index, of which there are some, is in [0, length)."""
+        index = self.cast(index, self.index_dtype(index))
         return bool(self.xp.min(index) >= 0) and bool(self.xp.max(index) < length)
 
     def take(self, x: Array, index: Array) -> Array:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from xent_array._backends._standard import Standard, dtype_name
+from xent_array._backends._standard import Memory, Standard, dtype_name
 from xent_array._namespace import Array
 
 _PLAIN = frozenset((np.ndarray, np.memmap))
 _INDEX = np.dtype(np.intp)
+_UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
 
 class Backend(Standard):
@@ -28,6 +29,9 @@ class Backend(Standard):
 
     def device(self, x: Array) -> Any:
         return "cpu"
+
+    def memory(self, x: Array) -> Memory:
+        return "host"
 
     def branches(self, x: Array) -> bool:
         return True
@@ -81,8 +85,11 @@ class Backend(Standard):
         return bool(np.logical_or.reduce(x, axis=None))
 
     def within(self, index: Array, length: int) -> bool:
+        if not index.dtype.isnative:
+            return super().within(index, length)
         # Read as unsigned, negative numbers lie above every length: one reduction sees both ends.
-        return bool(np.maximum.reduce(index.view(np.uintp), axis=None) < length)
+        unsigned = index.view(_UNSIGNED[index.dtype.itemsize])
+        return bool(np.maximum.reduce(unsigned, axis=None) < length)
 
     def take(self, x: Array, index: Array) -> Array:
         return x[index]

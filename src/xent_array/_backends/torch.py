@@ -27,7 +27,7 @@ class Backend(Standard):
 
     def memory(self, x: Array) -> Memory:
         if torch.compiler.is_compiling() or _holds_no_values(x):
-            return "traced"
+            return "opaque"
         return "host" if x.device.type == "cpu" else "device"
 
     def differentiates(self, *arrays: Array) -> bool:

@@ -1,0 +1,143 @@
+"""Any strides, any class axis, read-only memory, and no copy of the whole."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import xent_array
+from xent_array import _blocks
+from xent_array._blocks import plan, row_blocks
+
+from arrays import make, to_numpy
+
+LOGITS = np.random.default_rng(5).normal(size=(4, 6, 5, 3))
+TARGET = np.random.default_rng(6).integers(0, 6, (4, 5, 3))
+OPTIONS = {"reduction": "none", "label_smoothing": 0.1}
+VIEWS = {
+    "reversed": np.s_[:, :, ::-1, :],
+    "steps": np.s_[::2, :, 1::2, :],
+    "one image": np.s_[1:2, :, :, :],
+}
+
+
+def expected(logits, target):
+    """Row by row, each by itself."""
+    rows = np.moveaxis(logits, 1, -1)
+    losses = [
+        float(xent_array.cross_entropy(rows[place].copy(), np.asarray(target[place]), **OPTIONS))
+        for place in np.ndindex(*target.shape)
+    ]
+    return np.reshape(losses, target.shape)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("axis", [0, 1, 2, 3, -1, -3])
+@pytest.mark.parametrize("bytes_a_block", [1 << 20, 8 * 6 * 4, 8 * 5])
+def test_strides_and_axes(xp, view, axis, bytes_a_block, monkeypatch):
+    """Views with any strides and the class axis anywhere, whole, in row blocks, in slabs."""
+    if xp.__name__ == "torch" and view == "reversed":
+        pytest.skip("torch has no negative strides")
+    monkeypatch.setitem(_blocks.BLOCK_BYTES, "host", bytes_a_block)
+    batch, classes, *pixels = VIEWS[view]
+    logits = make(xp, LOGITS)[(batch, classes, *pixels)]
+    target = make(xp, TARGET)[(batch, *pixels)]
+    losses = xent_array.cross_entropy(xp.moveaxis(logits, 1, axis), target, axis=axis, **OPTIONS)
+    np.testing.assert_allclose(
+        to_numpy(losses), expected(to_numpy(logits), to_numpy(target)), rtol=1e-14
+    )
+
+
+def test_read_only_and_broadcast_memory():
+    """Arrays that cannot be written to, memory maps and zero strides are only read."""
+    logits, target = LOGITS[0, :, :, 0].T.copy(), TARGET[0, :, 0]
+    frozen = logits.copy()
+    frozen.flags.writeable = False
+    plain = xent_array.cross_entropy(logits, target)
+    assert xent_array.cross_entropy(frozen, target) == plain
+    repeated = np.broadcast_to(logits[0], (5, 6))
+    assert xent_array.cross_entropy(repeated, target[:1].repeat(5)) == pytest.approx(
+        float(xent_array.cross_entropy(logits[0], target[0])), rel=1e-15
+    )
+
+
+def test_memory_maps(tmp_path):
+    """numpy.memmap in, ndarray out."""
+    mapped = np.memmap(tmp_path / "logits", dtype=np.float32, mode="w+", shape=(5, 6))
+    mapped[:] = LOGITS[0, :, :, 0].T
+    loss = xent_array.cross_entropy(mapped, TARGET[0, :, 0], reduction="none")
+    assert type(loss) is np.ndarray
+    assert type(xent_array.softmax(mapped)) is np.ndarray
+
+
+def test_byte_order():
+    """Arrays of the other byte order are read right, and looked at right."""
+    logits, target = LOGITS[0, :, :, 0].T, TARGET[0, :, 0]
+    swapped = logits.astype(logits.dtype.newbyteorder())
+    for labels in (target, target.astype(target.dtype.newbyteorder())):
+        assert xent_array.cross_entropy(swapped, labels) == xent_array.cross_entropy(logits, target)
+
+
+def test_blocks_cover_every_row_once_in_order():
+    for shape in [(), (7,), (3, 4), (2, 3, 4), (5, 1, 3)]:
+        for size in range(1, 40):
+            numbers = np.arange(np.prod(shape, dtype=int)).reshape(shape)
+            pieces = [numbers[block].ravel() for block in row_blocks(shape, size)]
+            np.testing.assert_array_equal(np.concatenate(pieces), numbers.ravel())
+            assert max(map(len, pieces)) <= size
+
+
+def test_slabs_are_for_rows_wider_than_the_budget(monkeypatch):
+    monkeypatch.setitem(_blocks.BLOCK_BYTES, "host", 400)
+    assert plan("host", (8,), 100, 4, differentiable=False).slabs == [slice(0, 100)]
+    wide = plan("host", (8,), 250, 4, differentiable=False)
+    assert wide.slabs == [slice(0, 100), slice(100, 200), slice(200, 250)]
+    assert len(wide.blocks) == 8
+
+
+MEASURE = """
+import sys, threading, time
+import numpy as np
+import xent_array
+library, kind = sys.argv[1:]
+n, c = 512, 32000
+logits = np.random.default_rng(0).standard_normal((n, c), dtype=np.float32)
+target = np.zeros(n, dtype=np.int64)
+options = {}
+if kind == "probabilities":
+    target = np.full((n, c), 1 / c, dtype=np.float32)
+if kind == "everything":
+    target[::2] = -100
+    options = dict(label_smoothing=0.1, z_loss=1e-4, softcap=30.0, return_stats=True)
+if library == "torch":
+    import torch
+    logits, target = torch.from_numpy(logits), torch.from_numpy(target)
+def anonymous():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+xent_array.cross_entropy(logits[:64], target[:64], **options)
+peak, before, done = 0, anonymous(), False
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, anonymous())
+        time.sleep(0.0005)
+watcher = threading.Thread(target=watch)
+watcher.start()
+xent_array.cross_entropy(logits, target, **options)
+done = True
+watcher.join()
+print((peak - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("kind", ["index", "probabilities", "everything"])
+def test_the_forward_holds_blocks_alone(library, kind):
+    """Anonymous memory grows by less than 32 MiB beside logits of 62 MiB, whatever the options."""
+    grown = subprocess.run(
+        [sys.executable, "-c", MEASURE, library, kind], check=True, capture_output=True, text=True
+    )
+    assert float(grown.stdout) < 32

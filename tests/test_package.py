@@ -1,0 +1,91 @@
+"""The package as its users meet it: what it imports, names, prints and says of itself."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import xent_array
+from xent_array._options import Keywords, Options
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-W", "error", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+LIBRARIES = {"numpy", "torch", "array_api_strict", "jax", "dask", "cupy", "numba"}
+
+IMPORTS = """
+import sys
+import xent_array
+{use}
+print(*sorted({libraries} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("use", "loaded"),
+    [
+        ("", []),
+        (
+            "import numpy; xent_array.cross_entropy(numpy.zeros((2, 3)), numpy.zeros(2, int))",
+            ["numpy"],
+        ),
+    ],
+)
+def test_only_the_callers_library_is_imported(use, loaded):
+    done = run("-c", IMPORTS.format(use=use, libraries=LIBRARIES))
+    assert done.stdout.split() == loaded, done.stderr
+
+
+def test_torch_does_not_bring_the_others():
+    """What torch itself imports is its own business."""
+    use = "import torch; before = set(sys.modules); "
+    use += "xent_array.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1])); "
+    use += "sys.modules = {k: v for k, v in sys.modules.items() if k not in before}"
+    done = run("-c", IMPORTS.format(use=use, libraries=LIBRARIES))
+    assert done.stdout.split() == [], done.stderr
+
+
+IMPORT_TIME = """
+import array_api_compat, time
+start = time.perf_counter()
+import xent_array
+print(time.perf_counter() - start)
+"""
+
+
+def test_importing_is_quick():
+    """Under 50 ms beyond array-api-compat, in the best of three."""
+    assert min(float(run("-c", IMPORT_TIME).stdout) for _ in range(3)) < 0.05
+
+
+def test_public_names_are_complete():
+    """Every name is in __all__, documented, and says where it comes from by its own name."""
+    public = {name for name in vars(xent_array) if not name.startswith("_")}
+    assert public == set(xent_array.__all__)
+    for name in xent_array.__all__:
+        assert inspect.getdoc(getattr(xent_array, name))
+
+
+def test_function_and_frozen_loss_take_the_same_options():
+    """One list of keywords, with the same defaults, everywhere it must be spelt out."""
+    function = dict(inspect.signature(xent_array.cross_entropy).parameters)
+    del function["logits"], function["target"]
+    options = inspect.signature(Options).parameters
+    assert {name: p.default for name, p in function.items()} == {
+        name: p.default for name, p in options.items()
+    }
+    assert set(Keywords.__annotations__) | {"return_stats"} == set(options)
+
+
+def test_the_module_reports_what_serves_each_library():
+    done = run("-m", "xent_array")
+    assert done.returncode == 0, done.stderr
+    for library in ("numpy", "torch", "array_api_strict"):
+        (line,) = (line for line in done.stdout.splitlines() if line.startswith(library + " "))
+        assert "portable array code, blocks of 1 MiB" in line
+        assert line.endswith("right")

@@ -1,0 +1,197 @@
+"""torch: its autograd through the loss, autocast, transforms, and what it must refuse."""
+
+import numpy as np
+import pytest
+import torch
+
+import xent_array
+
+from arrays import DEVICE
+
+F = torch.nn.functional
+RNG = np.random.default_rng(8)
+
+
+def tensor(values, **options):
+    return torch.tensor(values, device=DEVICE, **options)
+
+
+LOGITS = RNG.normal(size=(6, 4))
+TARGET = [0, 3, -100, 2, 2, 1]
+PROBABILITIES = RNG.dirichlet(np.ones(4), size=6)
+WEIGHT = [0.5, 1.0, 2.0, 1.5]
+
+
+def gradient(function, logits, *arguments, **options):
+    logits = tensor(logits, requires_grad=True, dtype=torch.float64)
+    (result,) = torch.autograd.grad(function(logits, *arguments, **options), logits)
+    return result
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+@pytest.mark.parametrize("target", [TARGET, PROBABILITIES], ids=["index", "probabilities"])
+def test_gradients_are_torchs(reduction, smoothing, weight, target):
+    options = {
+        "reduction": reduction,
+        "label_smoothing": smoothing,
+        "weight": None if weight is None else tensor(weight, dtype=torch.float64),
+    }
+    target = tensor(target)
+    ours = gradient(xent_array.cross_entropy, LOGITS, target, **options)
+    theirs = gradient(F.cross_entropy, LOGITS, target, **options)
+    torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("target", [0, 1, 2])
+def test_gradients_at_ties(target):
+    """Equal greatest logits share the probability; none is favoured."""
+    ours = gradient(xent_array.cross_entropy, [3.0, 3.0, 3.0], tensor(target))
+    expected = torch.full((3,), 1 / 3, dtype=torch.float64, device=DEVICE)
+    expected[target] -= 1.0
+    torch.testing.assert_close(ours, expected, rtol=1e-15, atol=0.0)
+
+
+@pytest.mark.parametrize("margin", [1.0, 20.0, 80.0])
+def test_the_targets_gradient_keeps_its_digits(margin):
+    """p - 1 is formed from its parts; torch's own is 0 from a margin of 37 on."""
+    ours = gradient(xent_array.cross_entropy, [margin, 0.0], tensor(0))
+    rest = np.exp(-margin)
+    expected = tensor([-rest / (1 + rest), rest / (1 + rest)], dtype=torch.float64)
+    torch.testing.assert_close(ours, expected, rtol=1e-14, atol=0.0)
+
+
+def test_gradcheck_of_everything_differentiable():
+    """Logits, probabilities, class weights, sample weights and the scale."""
+    target = tensor([0, 3, -100, 2, 2, 1])
+    arrays = [
+        tensor(values, dtype=torch.float64, requires_grad=True)
+        for values in (LOGITS, WEIGHT, RNG.random(6) + 0.5, 0.7)
+    ]
+
+    def of_indices(logits, weight, sample_weight, scale):
+        return xent_array.cross_entropy(
+            logits,
+            target,
+            weight=weight,
+            sample_weight=sample_weight,
+            logit_scale=scale,
+            label_smoothing=0.1,
+            z_loss=0.01,
+            softcap=20.0,
+        )
+
+    def of_probabilities(probabilities, logits, weight):
+        return xent_array.cross_entropy(logits, probabilities, weight=weight, label_smoothing=0.1)
+
+    assert torch.autograd.gradcheck(of_indices, arrays)
+    assert torch.autograd.gradgradcheck(of_indices, arrays)
+    soft = tensor(PROBABILITIES, requires_grad=True)
+    assert torch.autograd.gradcheck(of_probabilities, (soft, *arrays[:2]))
+
+
+@pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf])
+def test_rows_that_do_not_count_have_no_gradient(junk):
+    """Exactly 0, whatever the logits hold; torch returns NaN."""
+    logits = LOGITS.copy()
+    logits[2] = junk
+    assert (gradient(xent_array.cross_entropy, logits, tensor(TARGET))[2] == 0).all()
+    where = torch.arange(6, device=DEVICE) != 2
+    weights = torch.where(where, 1.0, torch.nan)
+    ours = gradient(
+        xent_array.cross_entropy, logits, tensor([0] * 6), where=where, sample_weight=weights
+    )
+    assert (ours[2] == 0).all()
+    assert ours[[0, 1, 3, 4, 5]].isfinite().all()
+
+
+def test_a_mean_of_nothing_has_no_gradient():
+    """The loss is NaN, the gradient 0, as in torch."""
+    ours = gradient(xent_array.cross_entropy, LOGITS, tensor([-100] * 6))
+    assert (ours == 0).all()
+
+
+def test_bad_targets_have_nan_gradients_unchecked():
+    ours = gradient(
+        xent_array.cross_entropy, LOGITS, tensor([0, 9, 1, 1, 1, 1]), check=False, reduction="sum"
+    )
+    assert ours[1].isnan().all()
+    assert ours[[0, 2, 3, 4, 5]].isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [[np.nan, 0.0], [np.inf, 0.0], [-np.inf, -np.inf]])
+def test_rows_without_a_loss_have_nan_gradients(bad):
+    logits = [[0.0, 1.0], bad]
+    ours = gradient(xent_array.cross_entropy, logits, tensor([0, 1]), reduction="sum")
+    assert ours[1].isnan().all()
+    assert ours[0].isfinite().all()
+
+
+def test_a_training_step_is_that_of_nn():
+    """CrossEntropyLoss in the place of nn.CrossEntropyLoss."""
+    torch.manual_seed(0)
+    ours, theirs = torch.nn.Linear(4, 3).to(DEVICE), torch.nn.Linear(4, 3).to(DEVICE)
+    theirs.load_state_dict(ours.state_dict())
+    x, y = tensor(LOGITS, dtype=torch.float32), tensor([0, 1, 2, 2, 1, 0])
+    xent_array.CrossEntropyLoss(label_smoothing=0.1)(ours(x), y).backward()
+    torch.nn.CrossEntropyLoss(label_smoothing=0.1)(theirs(x), y).backward()
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_autocast_widens_half_results(dtype):
+    logits, target = tensor(LOGITS, dtype=dtype), tensor(TARGET)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        ours = xent_array.cross_entropy(logits, target)
+        theirs = F.cross_entropy(logits, target)
+        assert xent_array.softmax(logits).dtype == dtype
+    assert ours.dtype == theirs.dtype == (dtype if dtype == torch.float64 else torch.float32)
+
+
+def test_half_gradients_are_half():
+    logits = tensor(LOGITS, dtype=torch.bfloat16, requires_grad=True)
+    xent_array.cross_entropy(logits, tensor(TARGET)).backward()
+    assert logits.grad.dtype == torch.bfloat16
+
+
+def test_meta_tensors_have_shapes_alone():
+    logits = torch.empty(6, 4, device="meta")
+    target = torch.empty(6, dtype=torch.int64, device="meta")
+    assert xent_array.cross_entropy(logits, target, reduction="none").shape == (6,)
+    with pytest.raises(ValueError, match="check=True must see the values of target"):
+        xent_array.cross_entropy(logits, target, check=True)
+    with pytest.raises(ValueError, match="on_empty='raise' must see which rows count"):
+        xent_array.cross_entropy(logits, target, on_empty="raise")
+
+
+def test_another_device_is_refused():
+    with pytest.raises(ValueError, match=r"^target is on device meta but logits is on cpu: "):
+        xent_array.cross_entropy(
+            torch.zeros(2, 3), torch.empty(2, dtype=torch.int64, device="meta")
+        )
+
+
+def test_sparse_and_nested_tensors_are_refused():
+    sparse = torch.eye(3).to_sparse()
+    with pytest.raises(TypeError, match="logits must be a strided tensor, got a sparse_coo one"):
+        xent_array.cross_entropy(sparse, torch.zeros(3, dtype=torch.int64))
+
+
+def test_transforms_see_one_expression():
+    """torch.func.vmap and grad hide the values: nothing branches on them."""
+    target = tensor([0, 3, 1])
+    rows = tensor(LOGITS[:3])
+    each = torch.func.vmap(xent_array.cross_entropy)(rows, target)
+    torch.testing.assert_close(each, xent_array.cross_entropy(rows, target, reduction="none"))
+    one = torch.func.grad(xent_array.cross_entropy)(rows, target)
+    torch.testing.assert_close(one, gradient(F.cross_entropy, LOGITS[:3], target))
+
+
+def test_parameters_and_no_grad():
+    parameter = torch.nn.Parameter(tensor(LOGITS))
+    with torch.no_grad():
+        assert not xent_array.cross_entropy(parameter, tensor(TARGET)).requires_grad
+    assert xent_array.cross_entropy(parameter, tensor(TARGET)).requires_grad
+    assert xent_array.softmax(parameter).requires_grad
+    assert xent_array.logsumexp(parameter).requires_grad
