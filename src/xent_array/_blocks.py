@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import EllipsisType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from xent_array._backends import Memory
+from xent_array._backends import Memory, Standard
+from xent_array._namespace import Array
 
 RowIndex = tuple[int | slice | EllipsisType, ...]
 
@@ -16,6 +17,35 @@ RowIndex = tuple[int | slice | EllipsisType, ...]
 #: four arrays of that size, which should fit the cache that one core has; blocks much smaller lose
 #: to the cost of a call. "device" is a guess at a GPU's cache, to be measured on one.
 BLOCK_BYTES: dict[Memory, int] = {"host": 1 << 20, "device": 1 << 25}
+
+
+class Assembly:
+    """Results of one block after another, written into memory that is taken once.
+
+    Kept as they come, small results would lie between the large temporary arrays of the blocks,
+    and those could not take each other's place: the heap would grow with the number of blocks.
+    """
+
+    def __init__(self, backend: Standard, shape: tuple[int, ...], places: int) -> None:
+        self.backend = backend
+        self.shape = shape
+        self.alone = places == 1  # one place: what is put there is the result
+        self.columns: list[Any] = []
+
+    def put(self, place: Any, parts: Sequence[Array | None]) -> None:
+        """Write one array or more at a place; None in one place is None in all."""
+        if self.alone:
+            self.columns = [*parts]
+            return
+        if not self.columns:
+            self.columns = [None if part is None else self._empty(part) for part in parts]
+        for column, part in zip(self.columns, parts, strict=True):
+            if column is not None:
+                column[place] = part
+
+    def _empty(self, part: Array) -> Array:
+        device = self.backend.device(part)
+        return self.backend.xp.empty(self.shape, dtype=part.dtype, device=device)
 
 
 class Plan(NamedTuple):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from xent_array._batch import Batch, gather
-from xent_array._blocks import plan
+from xent_array._blocks import Assembly, plan
 from xent_array._namespace import Array
 from xent_array._options import Check, Denominator, Keywords, OnEmpty, Options, Reduction
 from xent_array._reduce import Sums, add, mean, sums
-from xent_array._rows import join_rows
 from xent_array._rowwise import Stats, evaluate
 
 ArrayT = TypeVar("ArrayT")
@@ -201,7 +200,7 @@ class CrossEntropyLoss(Options):
 
 def _evaluate(batch: Batch) -> Any:
     """Evaluate block by block; only what the reduction needs outlives its block."""
-    backend, reduction = batch.backend, batch.options.reduction
+    backend, options = batch.backend, batch.options
     blocks, slabs = plan(
         batch.memory,
         batch.shape,
@@ -209,35 +208,37 @@ def _evaluate(batch: Batch) -> Any:
         backend.itemsize(batch.compute_dtype),
         differentiable=batch.differentiable,
     )
-    losses: list[Array] = []
-    parts: list[Sums] = []
-    stats: list[Stats] = []
+    rows = Assembly(backend, (*batch.shape, 1), len(blocks))
+    totals = Assembly(backend, (len(blocks),), len(blocks))
     with backend.quiet():
-        for block in blocks:
-            rows = evaluate(batch, block, slabs)
-            if reduction == "none":
-                losses.append(rows.loss)
+        for place, block in enumerate(blocks):
+            loss, kept, weight, stats = evaluate(batch, block, slabs)
+            if options.reduction == "none":
+                rows.put(block, (loss, *stats))
             else:
-                parts.append(sums(backend, rows.loss, rows.weight, rows.kept))
-            if rows.stats is not None:
-                stats.append(rows.stats)
-        if reduction == "none":
-            loss = join_rows(backend, losses, batch.shape)
-        elif reduction == "sum":
-            loss = add(backend, parts).loss
-        else:
-            loss = mean(backend, add(backend, parts), batch.options, batch.denominator)
+                totals.put(place, sums(backend, loss, weight, kept))
+                rows.put(block, (None, *stats))
+        whole = rows.columns[0]
+        loss = _reduced(batch, totals) if whole is None else whole[..., 0]
     loss = backend.finalize(loss, batch.result_dtype)
-    return (loss, _stats(batch, stats)) if batch.options.return_stats else loss
+    return (loss, _stats(batch, Stats(*rows.columns[1:]))) if options.return_stats else loss
 
 
-def _stats(batch: Batch, blocks: Sequence[Stats]) -> Stats:
-    backend = batch.backend
-    lse, prediction, correct = (
-        join_rows(backend, column, batch.shape) for column in zip(*blocks, strict=True)
-    )
+def _reduced(batch: Batch, totals: Assembly) -> Array:
+    all_rows = Sums(*totals.columns)
+    if not totals.alone:
+        all_rows = add(batch.backend, all_rows)
+    if batch.options.reduction == "sum":
+        return all_rows.loss
+    count = math.prod(batch.shape)
+    return mean(batch.backend, all_rows, count, batch.options, batch.denominator)
+
+
+def _stats(batch: Batch, rows: Stats) -> Stats:
+    """Statistics as the caller gets them, without the class axis."""
+    finalize = batch.backend.finalize
     return Stats(
-        backend.finalize(lse, batch.result_dtype),
-        backend.finalize(prediction, prediction.dtype),
-        backend.finalize(correct, correct.dtype),
+        lse=finalize(rows.lse[..., 0], batch.result_dtype),
+        prediction=finalize(rows.prediction[..., 0], rows.prediction.dtype),
+        correct=finalize(rows.correct[..., 0], rows.correct.dtype),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from xent_array._backends import Standard
@@ -13,38 +12,32 @@ from xent_array._stats import Scalar
 
 
 class Sums(NamedTuple):
-    """What some rows add to a mean; sums of different rows add up."""
+    """What some rows add to a mean; None where it is the number of rows, all of which count."""
 
     loss: Array
-    weight: Array | int  # of the rows that count
-    kept: Array | int  # how many count
+    weight: Array | None
+    kept: Array | None
 
 
 def sums(backend: Standard, loss: Array, weight: Array | None, kept: Array | None) -> Sums:
     """Sum over rows; `loss` is 0 already in rows that do not count."""
-    xp = backend.xp
-    count: Array | int = math.prod(loss.shape)
-    if kept is not None:
-        count = backend.total(xp.astype(kept, backend.index_dtype(kept)))
-        weight = None if weight is None else xp.where(kept, weight, 0.0)
-    return Sums(backend.total(loss), count if weight is None else backend.total(weight), count)
+    if kept is None:
+        return Sums(backend.total(loss), None if weight is None else backend.total(weight), None)
+    count = backend.count(kept)
+    if weight is None:
+        return Sums(backend.total(loss), count, count)
+    return Sums(backend.total(loss), backend.total(backend.xp.where(kept, weight, 0.0)), count)
 
 
-def add(backend: Standard, parts: Sequence[Sums]) -> Sums:
-    """The sums of all rows together."""
-    if len(parts) == 1:
-        return parts[0]
-    return Sums(*(_add(backend, column) for column in zip(*parts, strict=True)))
+def add(backend: Standard, parts: Sums) -> Sums:
+    """The sums of all rows together, of vectors of the sums of some."""
+    return Sums(*(None if part is None else backend.total(part) for part in parts))
 
 
-def _add(backend: Standard, parts: Sequence[Array | int]) -> Array | int:
-    if isinstance(parts[0], int):
-        return sum(parts)
-    return backend.total(backend.xp.stack(parts))
-
-
-def mean(backend: Standard, rows: Sums, options: Options, denominator: Scalar | None) -> Array:
-    """Divide by a given denominator, or by what the rows that count add up to.
+def mean(
+    backend: Standard, rows: Sums, count: int, options: Options, denominator: Scalar | None
+) -> Array:
+    """Divide by a given denominator, or by what the `count` rows, or those that count, add up to.
 
     Where no row counts there is nothing to divide by: the quotient is kept finite, so that its
     gradient is 0, and then replaced by what `on_empty` says. Rows whose weights sum to 0 have no
@@ -53,11 +46,14 @@ def mean(backend: Standard, rows: Sums, options: Options, denominator: Scalar | 
     if denominator is not None:
         return rows.loss / denominator
     xp, empty = backend.xp, (math.nan if options.on_empty == "nan" else 0.0)
+    if rows.kept is None and count == 0:
+        return rows.loss + empty
     divisor = rows.kept if options.denominator == "rows" else rows.weight
-    if not isinstance(divisor, int):
-        divisor = backend.cast(divisor, rows.loss.dtype)
-        divisor = xp.where(divisor == 0.0, xp.nan, divisor)
-    if isinstance(rows.kept, int):
-        return rows.loss / divisor if rows.kept else rows.loss + empty
+    if divisor is None:
+        return rows.loss / count
+    divisor = backend.cast(divisor, rows.loss.dtype)
+    divisor = xp.where(divisor == 0.0, xp.nan, divisor)
+    if rows.kept is None:
+        return rows.loss / divisor
     none = rows.kept == 0
     return xp.where(none, empty, rows.loss / xp.where(none, 1.0, divisor))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from operator import index
 from typing import Any
 
@@ -39,14 +38,6 @@ def classes_back(backend: Standard, x: Array, axis: int) -> Array:
     if axis == last:
         return x
     return backend.xp.permute_dims(x, (*range(axis), last, *range(axis, last)))
-
-
-def join_rows(backend: Standard, blocks: Sequence[Array], shape: tuple[int, ...]) -> Array:
-    """Join the results of consecutive blocks, class axis of length one, in the rows' shape."""
-    if len(blocks) == 1:
-        return blocks[0][..., 0]
-    flat = [backend.xp.reshape(block, (-1,)) for block in blocks]
-    return backend.xp.reshape(backend.xp.concat(flat), shape)
 
 
 def row_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from xent_array._batch import Batch
@@ -33,7 +34,7 @@ class RowResult(NamedTuple):
     loss: Array  # 0 in rows that do not count
     kept: Array | None  # the rows that count; None: all
     weight: Array | None  # of the row in the divisor of the mean; None: 1
-    stats: Stats | None
+    stats: Sequence[Array]  # `Stats`, or nothing where not asked for
 
 
 def evaluate(batch: Batch, block: RowIndex, slabs: list[slice]) -> RowResult:
@@ -42,7 +43,8 @@ def evaluate(batch: Batch, block: RowIndex, slabs: list[slice]) -> RowResult:
     xp = backend.xp
     rows = batch.target.rows(block, None if batch.where is None else batch.where[block])
     row, prediction, scale = _read(batch, batch.logits[block], rows, slabs)
-    loss, weight, stats = finish(xp, row), rows.row_weight(), None
+    loss, weight = finish(xp, row), rows.row_weight()
+    stats: Sequence[Array] = ()
     if options.z_loss or options.return_stats:
         lse = _counted(xp, rows, logsumexp(xp, row.top, row.rest, scale))
         if options.z_loss:

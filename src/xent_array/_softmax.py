@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from xent_array._arguments import Library
-from xent_array._blocks import Plan, RowIndex, plan
+from xent_array._blocks import Assembly, Plan, RowIndex, plan
 from xent_array._namespace import Array
 from xent_array._options import check_integer
-from xent_array._rows import class_axis, classes_back, classes_last, join_rows
+from xent_array._rows import class_axis, classes_back, classes_last
 from xent_array._stats import FourNumbers, Spread, merge_tree, spread, whole
 from xent_array._stats import logsumexp as row_logsumexp
 
@@ -133,10 +133,13 @@ def logsumexp(x: ArrayT, axis: int = -1) -> ArrayT:
         row = merge_tree(backend.xp, parts)
         return row_logsumexp(backend.xp, row.top, row.rest)
 
+    rows = Assembly(backend, (*z.shape[:-1], 1), len(blocks))
     with backend.quiet():
-        rows = [of_block(block) for block in blocks]
-    lse: ArrayT = backend.finalize(join_rows(backend, rows, tuple(z.shape[:-1])), z.dtype)
-    return lse
+        for block in blocks:
+            rows.put(block, [of_block(block)])
+    (lse,) = rows.columns
+    result: ArrayT = backend.finalize(lse[..., 0], z.dtype)
+    return result
 
 
 def _along_classes(x: ArrayT, axis: int, formula: Callable[[Any, Spread], Array]) -> ArrayT:

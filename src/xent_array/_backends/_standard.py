@@ -134,6 +134,11 @@ class Standard:
     def total(self, x: Array) -> Array:
         return self.xp.sum(x)
 
+    def count(self, mask: Array) -> Array:
+        """How many entries are True, in the index dtype."""
+        dtype = self.index_dtype(mask)
+        return self.xp.sum(self.xp.astype(mask, dtype), dtype=dtype)
+
     def any(self, x: Array) -> bool:
         return bool(self.xp.any(x))
 
