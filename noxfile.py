@@ -24,9 +24,9 @@ def install(session: nox.Session, *groups: str) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests and every example of the docs and docstrings, on the package as installed."""
     install(session, "test")
-    # One process: torch is threaded already, and workers beside it get in each other's way. For
-    # processes all the same, `nox -s tests -- -n 2 --dist loadfile`: the examples of a file share
-    # their names, so a file must not be split.
+    # One process: torch has threads of its own, which get in each other's way across processes.
+    # `nox -s tests -- -n auto --dist loadfile` uses several: the examples of a file share their
+    # names, so files must stay whole.
     session.run("pytest", *session.posargs)
 
 

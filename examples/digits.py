@@ -165,6 +165,7 @@ def draw(runs: Iterable[Run], path: Path) -> None:
 
 def main() -> None:
     """Train on both libraries, compare them, and draw the picture."""
+    torch.set_num_threads(1)  # threads gain nothing on arrays this small, and stall a busy machine
     console = Console()
     training, testing = load_splits()
     runs = [run(library, training, testing, console) for library in (np, torch)]
