@@ -120,7 +120,7 @@ def measure_memory(library: str) -> float:
 
 def main() -> None:
     """Print both tables."""
-    table = Table("ours / theirs", "shape", "theirs", "ours", "theirs ÷ ours (min–max)")
+    table = Table("ours / theirs", "shape", "theirs", "ours", "theirs ÷ ours (min-max)")
     for contest in contests():
         theirs, ours, ratios = run(contest)
         unit, factor = ("µs", 1e6) if contest.shape == SMALL else ("ms", 1e3)
@@ -129,7 +129,7 @@ def main() -> None:
             str(contest.shape),
             f"{theirs * factor:.1f} {unit}",
             f"{ours * factor:.1f} {unit}",
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})",
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})",
         )
     Console().print(table)
     for library in ("numpy", "torch"):

@@ -43,6 +43,8 @@ class Library:
 
     def scalar(self, name: str, value: float | Array, dtype: Any) -> float | Array:
         """Return a scalar option as a Python float, or as a 0-d array of `dtype`."""
+        if type(value) is float:
+            return value
         if is_number(value):
             return float(value)
         value = self.admit(name, value)

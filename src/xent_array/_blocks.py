@@ -14,9 +14,23 @@ from xent_array._namespace import Array
 RowIndex = tuple[int | slice | EllipsisType, ...]
 
 #: Bytes of logits in one block, in the compute dtype, per kind of memory. A loss works on three or
-#: four arrays of that size, which should fit the cache that one core has; blocks much smaller lose
-#: to the cost of a call. "device" is a guess at a GPU's cache, to be measured on one.
-BLOCK_BYTES: dict[Memory, int] = {"host": 1 << 20, "device": 1 << 25}
+#: four arrays of that size, which should stay in cache; blocks much smaller lose to the cost of a
+#: call. "device" is a guess at a GPU's cache, to be measured on one.
+BLOCK_BYTES: dict[Memory, int] = {"host": 3 << 20, "device": 1 << 25}
+
+
+def walk(backend: Standard, z: Array, blocks: Sequence[RowIndex]) -> Iterator[RowIndex]:
+    """Visit blocks of `z` one by one, on a heap that keeps for the next what one frees.
+
+    glibc gives memory back to the system whenever twice the size of the largest array ever freed
+    lies free at the end of the heap. That is after every block, and faulting its pages in again
+    costs more than the arithmetic. One larger array, taken and dropped untouched, raises that
+    measure (M_TRIM_THRESHOLD in mallopt(3)); other allocators are not concerned.
+    """
+    if len(blocks) > 1 and backend.memory(z) == "host":
+        size = 8 * BLOCK_BYTES["host"]
+        backend.xp.empty((size,), dtype=backend.xp.uint8, device=backend.device(z))
+    return iter(blocks)
 
 
 class Assembly:
@@ -26,17 +40,13 @@ class Assembly:
     and those could not take each other's place: the heap would grow with the number of blocks.
     """
 
-    def __init__(self, backend: Standard, shape: tuple[int, ...], places: int) -> None:
+    def __init__(self, backend: Standard, shape: tuple[int, ...]) -> None:
         self.backend = backend
         self.shape = shape
-        self.alone = places == 1  # one place: what is put there is the result
         self.columns: list[Any] = []
 
     def put(self, place: Any, parts: Sequence[Array | None]) -> None:
         """Write one array or more at a place; None in one place is None in all."""
-        if self.alone:
-            self.columns = [*parts]
-            return
         if not self.columns:
             self.columns = [None if part is None else self._empty(part) for part in parts]
         for column, part in zip(self.columns, parts, strict=True):

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, Unpack, overload
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeVar, Unpack, overload
 
 from xent_array._batch import Batch, gather
-from xent_array._blocks import Assembly, plan
+from xent_array._blocks import Assembly, RowIndex, plan, walk
 from xent_array._namespace import Array
-from xent_array._options import Check, Denominator, Keywords, OnEmpty, Options, Reduction
-from xent_array._reduce import Sums, add, mean, sums
+from xent_array._options import (
+    DEFAULTS,
+    Check,
+    Denominator,
+    Keywords,
+    OnEmpty,
+    Options,
+    Reduction,
+    checked,
+)
+from xent_array._reduce import Sums, add, mean, sum_rows
 from xent_array._rowwise import Stats, evaluate
 
 ArrayT = TypeVar("ArrayT")
@@ -21,32 +30,38 @@ def cross_entropy(
     logits: ArrayT,
     target: Array,
     *,
+    weight: Array | None = None,
     return_stats: Literal[False] = False,
     **options: Unpack[Keywords],
 ) -> ArrayT: ...
 @overload
 def cross_entropy(
-    logits: ArrayT, target: Array, *, return_stats: Literal[True], **options: Unpack[Keywords]
+    logits: ArrayT,
+    target: Array,
+    *,
+    weight: Array | None = None,
+    return_stats: Literal[True],
+    **options: Unpack[Keywords],
 ) -> tuple[ArrayT, Stats]: ...
 def cross_entropy(
     logits: ArrayT,
     target: Array,
     *,
-    weight: Array | None = None,
-    ignore_index: int = -100,
-    reduction: Reduction = "mean",
-    label_smoothing: float | Array = 0.0,
-    axis: int | None = None,
-    sample_weight: Array | None = None,
-    where: Array | None = None,
-    denominator: Denominator = None,
-    on_empty: OnEmpty = "nan",
-    logit_scale: float | Array = 1.0,
-    softcap: float | None = None,
-    z_loss: float = 0.0,
-    dtype: Any = None,
-    check: Check = "auto",
-    return_stats: bool = False,
+    weight: Array | None = DEFAULTS.weight,
+    ignore_index: int = DEFAULTS.ignore_index,
+    reduction: Reduction = DEFAULTS.reduction,
+    label_smoothing: float | Array = DEFAULTS.label_smoothing,
+    axis: int | None = DEFAULTS.axis,
+    sample_weight: Array | None = DEFAULTS.sample_weight,
+    where: Array | None = DEFAULTS.where,
+    denominator: Denominator = DEFAULTS.denominator,
+    on_empty: OnEmpty = DEFAULTS.on_empty,
+    logit_scale: float | Array = DEFAULTS.logit_scale,
+    softcap: float | None = DEFAULTS.softcap,
+    z_loss: float = DEFAULTS.z_loss,
+    dtype: Any = DEFAULTS.dtype,
+    check: Check = DEFAULTS.check,
+    return_stats: bool = DEFAULTS.return_stats,
 ) -> Any:
     r"""Cross-entropy between logits and targets, as ``torch.nn.CrossEntropyLoss`` means it.
 
@@ -156,31 +171,46 @@ def cross_entropy(
     """
     options = Options(
         weight,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        label_smoothing=label_smoothing,
-        axis=axis,
-        sample_weight=sample_weight,
-        where=where,
-        denominator=denominator,
-        on_empty=on_empty,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        z_loss=z_loss,
-        dtype=dtype,
-        check=check,
-        return_stats=return_stats,
+        ignore_index,
+        reduction,
+        label_smoothing,
+        axis,
+        sample_weight,
+        where,
+        denominator,
+        on_empty,
+        logit_scale,
+        softcap,
+        z_loss,
+        dtype,
+        check,
+        return_stats,
     )
-    return _evaluate(gather(logits, target, options))
+    return _evaluate(gather(logits, target, checked(options)))
 
 
-@dataclass(frozen=True, repr=False, eq=False)
-class CrossEntropyLoss(Options):
+class CrossEntropyLoss:
     """`cross_entropy` with its options frozen: call it with logits and target.
 
     Takes the keywords of `cross_entropy`, with `weight` first as in torch, and checks them at
-    once. It holds no state, compares by identity, can be pickled, and prints the options that
-    differ from their default.
+    once. It holds no state, can be pickled, and prints the options that differ from their default.
+
+    Parameters
+    ----------
+    weight
+        Class weights.
+    **options
+        The other keywords of `cross_entropy`.
+
+    Attributes
+    ----------
+    options : tuple
+        Every option by name.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an option that is wrong whatever the logits.
 
     Examples
     --------
@@ -193,13 +223,46 @@ class CrossEntropyLoss(Options):
     0.693147
     """
 
+    __slots__ = ("options",)
+    options: Options
+
+    def __init__(
+        self,
+        weight: Array | None = None,
+        *,
+        return_stats: bool = False,
+        **options: Unpack[Keywords],
+    ) -> None:
+        every = Options(weight, return_stats=return_stats, **options)
+        object.__setattr__(self, "options", checked(every))
+
     def __call__(self, logits: Array, target: Array) -> Any:
         """Return what `cross_entropy` returns with these options."""
-        return _evaluate(gather(logits, target, self))
+        return _evaluate(gather(logits, target, self.options))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name} cannot be set: a {type(self).__name__} is frozen")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), tuple(self.options))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.options.changed()})"
+
+
+def _restore(kind: type[CrossEntropyLoss], options: tuple[Any, ...]) -> CrossEntropyLoss:
+    return kind(**Options(*options)._asdict())
+
+
+class _Outcome(NamedTuple):
+    """What outlives a block, or all blocks: as little as the reduction needs."""
+
+    loss: Array  # per row, for reduction "none"; else None
+    sums: Sums | None  # for the others
+    stats: Sequence[Array]
 
 
 def _evaluate(batch: Batch) -> Any:
-    """Evaluate block by block; only what the reduction needs outlives its block."""
     backend, options = batch.backend, batch.options
     blocks, slabs = plan(
         batch.memory,
@@ -208,30 +271,39 @@ def _evaluate(batch: Batch) -> Any:
         backend.itemsize(batch.compute_dtype),
         differentiable=batch.differentiable,
     )
-    rows = Assembly(backend, (*batch.shape, 1), len(blocks))
-    totals = Assembly(backend, (len(blocks),), len(blocks))
     with backend.quiet():
-        for place, block in enumerate(blocks):
-            loss, kept, weight, stats = evaluate(batch, block, slabs)
-            if options.reduction == "none":
-                rows.put(block, (loss, *stats))
-            else:
-                totals.put(place, sums(backend, loss, weight, kept))
-                rows.put(block, (None, *stats))
-        whole = rows.columns[0]
-        loss = _reduced(batch, totals) if whole is None else whole[..., 0]
+        if len(blocks) == 1:
+            loss, sums, stats = _of_block(batch, blocks[0], slabs)
+        else:
+            loss, sums, stats = _of_blocks(batch, blocks, slabs)
+        if sums is None:
+            loss = loss[..., 0]
+        elif options.reduction == "sum":
+            loss = sums.loss
+        else:
+            loss = mean(backend, sums, math.prod(batch.shape), options, batch.denominator)
     loss = backend.finalize(loss, batch.result_dtype)
-    return (loss, _stats(batch, Stats(*rows.columns[1:]))) if options.return_stats else loss
+    return (loss, _stats(batch, Stats(*stats))) if options.return_stats else loss
 
 
-def _reduced(batch: Batch, totals: Assembly) -> Array:
-    all_rows = Sums(*totals.columns)
-    if not totals.alone:
-        all_rows = add(batch.backend, all_rows)
-    if batch.options.reduction == "sum":
-        return all_rows.loss
-    count = math.prod(batch.shape)
-    return mean(batch.backend, all_rows, count, batch.options, batch.denominator)
+def _of_block(batch: Batch, block: RowIndex, slabs: list[slice]) -> _Outcome:
+    rows = evaluate(batch, block, slabs)
+    if batch.options.reduction == "none":
+        return _Outcome(rows.loss, None, rows.stats)
+    return _Outcome(None, sum_rows(batch.backend, rows.loss, rows.weight, rows.kept), rows.stats)
+
+
+def _of_blocks(batch: Batch, blocks: list[RowIndex], slabs: list[slice]) -> _Outcome:
+    """Evaluate block by block, and put together what remains of each."""
+    backend = batch.backend
+    rows = Assembly(backend, (*batch.shape, 1))
+    totals = Assembly(backend, (len(blocks),))
+    for place, block in enumerate(walk(backend, batch.logits, blocks)):
+        loss, sums, stats = _of_block(batch, block, slabs)
+        rows.put(block, (loss, *stats))
+        totals.put(place, sums or ())
+    loss, *stats = rows.columns
+    return _Outcome(loss, add(backend, Sums(*totals.columns)) if totals.columns else None, stats)
 
 
 def _stats(batch: Batch, rows: Stats) -> Stats:

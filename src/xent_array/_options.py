@@ -1,13 +1,12 @@
-"""The keywords of the loss, frozen, and every check that needs neither logits nor target."""
+"""The keywords of the loss, and every check of them that needs neither logits nor target."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, fields
 from numbers import Real
 from operator import index
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from xent_array._backends import dtype_name
 from xent_array._namespace import Array
@@ -18,31 +17,10 @@ Denominator = float | Array | Literal["rows"] | None
 Check = bool | Literal["auto"]
 
 
-class Keywords(TypedDict, total=False):
-    """The static types of the keywords, but for `return_stats`, which settles what is returned."""
-
-    weight: Array | None
-    ignore_index: int
-    reduction: Reduction
-    label_smoothing: float | Array
-    axis: int | None
-    sample_weight: Array | None
-    where: Array | None
-    denominator: Denominator
-    on_empty: OnEmpty
-    logit_scale: float | Array
-    softcap: float | None
-    z_loss: float
-    dtype: Any
-    check: Check
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class Options:
+class Options(NamedTuple):
     """What every front door of the loss takes beside logits and target; see `cross_entropy`."""
 
     weight: Array | None = None
-    _: KW_ONLY
     ignore_index: int = -100
     reduction: Reduction = "mean"
     label_smoothing: float | Array = 0.0
@@ -58,26 +36,51 @@ class Options:
     check: Check = "auto"
     return_stats: bool = False
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not _DEFAULTS[name] and name in _CHECKS:
-                _CHECKS[name](name, value)
-        if self.denominator is not None and self.reduction != "mean":
-            raise ValueError(
-                f"denominator goes with reduction='mean', got reduction={self.reduction!r}"
-            )
-
-    def __repr__(self) -> str:
-        """Name the options that differ from their default, arrays by shape and dtype."""
-        changed = (
-            f"{field.name}={describe(value)}"
-            for field in fields(self)
-            if not _equal(value := getattr(self, field.name), field.default)
+    def changed(self) -> str:
+        """The options that differ from their default, as written in a call."""
+        return ", ".join(
+            f"{name}={describe(value)}"
+            for name, value, default in zip(self._fields, self, DEFAULTS, strict=True)
+            if not _equal(value, default)
         )
-        return f"{type(self).__name__}({', '.join(changed)})"
 
 
-_DEFAULTS = {field.name: field.default for field in fields(Options)}
+#: The default of every option: `cross_entropy` names these very objects, so that what a caller
+#: left alone is told by identity.
+DEFAULTS = Options()
+
+
+class Keywords(TypedDict, total=False):
+    """Static types of the keywords beside `weight` and `return_stats`, which have their own place.
+
+    `CrossEntropyLoss` takes the one by position, the other settles what is returned.
+    """
+
+    ignore_index: int
+    reduction: Reduction
+    label_smoothing: float | Array
+    axis: int | None
+    sample_weight: Array | None
+    where: Array | None
+    denominator: Denominator
+    on_empty: OnEmpty
+    logit_scale: float | Array
+    softcap: float | None
+    z_loss: float
+    dtype: Any
+    check: Check
+
+
+def checked(options: Options) -> Options:
+    """Return `options` if each is valid by itself."""
+    for name, value, default in zip(Options._fields, options, DEFAULTS, strict=True):
+        if value is not default and name in _CHECKS:
+            _CHECKS[name](name, value)
+    if options.denominator is not None and options.reduction != "mean":
+        raise ValueError(
+            f"denominator goes with reduction='mean', got reduction={options.reduction!r}"
+        )
+    return options
 
 
 #: The scalar options: what is expected of a value, in words and as a test.

@@ -19,7 +19,7 @@ class Sums(NamedTuple):
     kept: Array | None
 
 
-def sums(backend: Standard, loss: Array, weight: Array | None, kept: Array | None) -> Sums:
+def sum_rows(backend: Standard, loss: Array, weight: Array | None, kept: Array | None) -> Sums:
     """Sum over rows; `loss` is 0 already in rows that do not count."""
     if kept is None:
         return Sums(backend.total(loss), None if weight is None else backend.total(weight), None)

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from xent_array._arguments import Library
-from xent_array._blocks import Assembly, Plan, RowIndex, plan
+from xent_array._blocks import Assembly, Plan, RowIndex, plan, walk
 from xent_array._namespace import Array
 from xent_array._options import check_integer
 from xent_array._rows import class_axis, classes_back, classes_last
-from xent_array._stats import FourNumbers, Spread, merge_tree, spread, whole
+from xent_array._stats import FourNumbers, Spread, merge_tree, spread
 from xent_array._stats import logsumexp as row_logsumexp
 
 ArrayT = TypeVar("ArrayT")
@@ -48,7 +48,7 @@ def softmax(x: ArrayT, axis: int = -1) -> ArrayT:
     >>> xent_array.softmax(np.asarray([0.0, np.log(3.0)])).round(4)
     array([0.25, 0.75])
     """
-    return _along_classes(x, axis, lambda _, row: row.exps / (1.0 + whole(row.top, row.rest)))
+    return _along_classes(x, axis, lambda _, row: row.exps / (1.0 + row.rest))
 
 
 def log_softmax(x: ArrayT, axis: int = -1) -> ArrayT:
@@ -85,7 +85,7 @@ def log_softmax(x: ArrayT, axis: int = -1) -> ArrayT:
     >>> xent_array.log_softmax(np.asarray([0.0, 100.0]))
     array([-1.00000000e+02, -3.72007598e-44])
     """
-    return _along_classes(x, axis, lambda xp, row: row.shifted - xp.log1p(whole(row.top, row.rest)))
+    return _along_classes(x, axis, lambda xp, row: row.shifted - xp.log1p(row.rest))
 
 
 def logsumexp(x: ArrayT, axis: int = -1) -> ArrayT:
@@ -133,11 +133,14 @@ def logsumexp(x: ArrayT, axis: int = -1) -> ArrayT:
         row = merge_tree(backend.xp, parts)
         return row_logsumexp(backend.xp, row.top, row.rest)
 
-    rows = Assembly(backend, (*z.shape[:-1], 1), len(blocks))
     with backend.quiet():
-        for block in blocks:
-            rows.put(block, [of_block(block)])
-    (lse,) = rows.columns
+        if len(blocks) == 1:
+            lse = of_block(blocks[0])
+        else:
+            rows = Assembly(backend, (*z.shape[:-1], 1))
+            for block in walk(backend, z, blocks):
+                rows.put(block, [of_block(block)])
+            (lse,) = rows.columns
     result: ArrayT = backend.finalize(lse[..., 0], z.dtype)
     return result
 
@@ -163,7 +166,7 @@ def _along_classes(x: ArrayT, axis: int, formula: Callable[[Any, Spread], Array]
             tuple(library.leader.shape), dtype=z.dtype, device=library.device
         )
         out_rows = classes_last(backend, out, axis)
-        for block in blocks:
+        for block in walk(backend, z, blocks):
             out_rows[block] = of_block(block)
     return out
 

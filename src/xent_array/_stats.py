@@ -75,7 +75,8 @@ def spread(
         # Constant, lest derivatives of +1 and -1 cancel at the top.
         shifted = xp.where(apart, 0.0, shifted)
     exps = xp.exp(shifted)
-    return Spread(top, backend.row_sum(xp.where(apart, 0.0, exps)), shifted, exps)
+    rest = backend.row_sum(xp.where(apart, 0.0, exps))
+    return Spread(top, rest if slab else _whole(top, rest), shifted, exps)
 
 
 def _sum_less_one(backend: Standard, exps: Array) -> Array:
@@ -87,9 +88,8 @@ def _sum_less_one(backend: Standard, exps: Array) -> Array:
     xp = backend.xp
     total = backend.row_sum(exps)
     rest = total - 1.0
-    rounded = total < 1.5
-    if backend.any(rounded):
-        rows = rounded[..., 0]
+    if not backend.least(total) >= 1.5:  # NaN hides the least: look closer
+        rows = (total < 1.5)[..., 0]
         few = exps[rows, :]
         rest[rows, :] = backend.row_sum(xp.where(few == 1.0, 0.0, few))
     return rest
@@ -101,14 +101,14 @@ def logsumexp(xp: Any, top: Array, rest: Array, scale: Scalar = 1.0) -> Array:
     return xp.where(xp.isfinite(top), top + xp.log1p(rest), top)
 
 
-def whole(top: Array, rest: Array) -> Array:
-    """`rest` of a whole row: NaN, gradient included, where the greatest logit is not finite."""
-    return rest + (top - top)
-
-
 def finish(xp: Any, row: FourNumbers) -> Array:
     """The loss of whole rows."""
-    return times(row.mass, xp.log1p(whole(row.top, row.rest))) - row.dot
+    return times(row.mass, xp.log1p(row.rest)) - row.dot
+
+
+def _whole(top: Array, rest: Array) -> Array:
+    """`rest` of whole rows: NaN, gradient included, where the greatest logit is not finite."""
+    return rest + (top - top)
 
 
 def merge(xp: Any, a: FourNumbers, b: FourNumbers, scale: Scalar = 1.0) -> FourNumbers:
@@ -133,12 +133,18 @@ def merge(xp: Any, a: FourNumbers, b: FourNumbers, scale: Scalar = 1.0) -> FourN
 
 
 def merge_tree(xp: Any, slabs: Sequence[FourNumbers], scale: Scalar = 1.0) -> FourNumbers:
-    """Merge neighbours, then their neighbours: errors grow with the depth, not with the count."""
+    """Merge the slabs of whole rows.
+
+    Neighbours first, then their neighbours: errors grow with the depth, not with the count.
+    """
+    if len(slabs) == 1:
+        return slabs[0]
     while len(slabs) > 1:
         pairs = zip(slabs[::2], slabs[1::2], strict=False)
         odd = slabs[-1:] if len(slabs) % 2 else []
         slabs = [*(merge(xp, a, b, scale) for a, b in pairs), *odd]
-    return slabs[0]
+    (row,) = slabs
+    return row._replace(rest=_whole(row.top, row.rest))
 
 
 def merge_ranks(
@@ -165,7 +171,8 @@ def merge_ranks(
         ]
     )
     rest, holders, dot, mass = xp.unstack(total(parts))
-    return FourNumbers(hi, rest + xp.maximum(holders - 1.0, xp.zeros_like(holders)), mass, dot)
+    rest = rest + xp.maximum(holders - 1.0, xp.zeros_like(holders))
+    return FourNumbers(hi, _whole(hi, rest), mass, dot)
 
 
 def identity(xp: Any, like: Array) -> FourNumbers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from typing import Any, Literal
 
@@ -138,6 +139,10 @@ class Standard:
         """How many entries are True, in the index dtype."""
         dtype = self.index_dtype(mask)
         return self.xp.sum(self.xp.astype(mask, dtype), dtype=dtype)
+
+    def least(self, x: Array) -> float:
+        """The least entry, infinite where there is none."""
+        return float(self.xp.min(x)) if math.prod(x.shape) else math.inf
 
     def any(self, x: Array) -> bool:
         return bool(self.xp.any(x))

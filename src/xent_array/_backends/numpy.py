@@ -81,15 +81,15 @@ class Backend(Standard):
     def total(self, x: Array) -> Array:
         return np.add.reduce(x, axis=None)
 
-    def any(self, x: Array) -> bool:
-        return bool(np.logical_or.reduce(x, axis=None))
+    def least(self, x: Array) -> float:
+        return float(np.minimum.reduce(x, axis=None, initial=np.inf))
 
     def within(self, index: Array, length: int) -> bool:
         if not index.dtype.isnative:
             return super().within(index, length)
         # Read as unsigned, negative numbers lie above every length: one reduction sees both ends.
         unsigned = index.view(_UNSIGNED[index.dtype.itemsize])
-        return bool(np.maximum.reduce(unsigned, axis=None) < length)
+        return int(np.maximum.reduce(unsigned, axis=None)) < length
 
     def take(self, x: Array, index: Array) -> Array:
         return x[index]
