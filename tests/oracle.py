@@ -66,3 +66,25 @@ def cross_entropy(z, target, *, weight=None, smoothing=0.0, ignore_index=-100, r
         losses.append(row_loss(row, wanted(len(row), wants, weight, smoothing)))
         divisors.append(mpmath.mpf(float(weight[wants])) if index and weight is not None else 1)
     return reduce(losses, divisors, reduction)
+
+
+def row_gradient(z, q):
+    """Derivatives of `row_loss` by the logits: softmax times the sum of q, less q."""
+    z = exact(z)
+    lse, mass = logsumexp(z), mpmath.fsum(q)
+    return [mass * mpmath.exp(value - lse) - share for value, share in zip(z, q, strict=True)]
+
+
+def gradient(z, target, *, weight, smoothing, ignore_index, mean):
+    """Derivatives of the sum or mean of rows `z` (N, C) by the logits; zero in ignored rows."""
+    index = np.asarray(target).dtype.kind in "iu"
+    divisor = mpmath.mpf(0)
+    grad = np.full(z.shape, mpmath.mpf(0), dtype=object)
+    for i, (row, wants) in enumerate(zip(z, target, strict=True)):
+        if index and wants == ignore_index:
+            continue
+        grad[i] = row_gradient(row, wanted(len(row), wants, weight, smoothing))
+        divisor += mpmath.mpf(float(weight[wants])) if index and weight is not None else 1
+    if not mean:
+        return grad
+    return grad / divisor if divisor else np.full(z.shape, mpmath.nan, dtype=object)

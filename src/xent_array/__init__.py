@@ -5,6 +5,7 @@ torch and any other library that follows the Python Array API standard.
 """
 
 from xent_array._loss import CrossEntropyLoss, cross_entropy
+from xent_array._loss_and_grad import cross_entropy_and_grad
 from xent_array._rowwise import Stats
 from xent_array._softmax import log_softmax, logsumexp, softmax
 
@@ -14,6 +15,7 @@ __all__ = [
     "CrossEntropyLoss",
     "Stats",
     "cross_entropy",
+    "cross_entropy_and_grad",
     "log_softmax",
     "logsumexp",
     "softmax",

@@ -54,6 +54,23 @@ class Library:
             check_range(name, value, concrete=self.backend.value(value))
         return self.backend.cast(value, dtype)
 
+    def writable(self, name: str, x: Array) -> Array:
+        """Return argument `name` if it can take a gradient of the leading argument."""
+        x = self.admit(name, x)
+        if x.dtype != self.leader.dtype:
+            raise TypeError(
+                f"{name} must have the dtype of {self.name}, {dtype_name(self.leader.dtype)}; "
+                f"got {dtype_name(x.dtype)}"
+            )
+        if tuple(x.shape) != tuple(self.leader.shape):
+            raise ValueError(
+                f"{name} must have the shape of {self.name}, {tuple(self.leader.shape)}; "
+                f"got shape {tuple(x.shape)}"
+            )
+        if (reason := self.backend.unwritable(x)) is not None:
+            raise ValueError(f"{name} cannot be written to: {reason}")
+        return x
+
     def result_dtype(self, dtype: Any) -> Any:
         """Return the dtype asked for, None being the library's choice for its logits."""
         if dtype is None:

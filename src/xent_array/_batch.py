@@ -9,7 +9,7 @@ from xent_array._arguments import Library
 from xent_array._backends import Memory, Standard
 from xent_array._namespace import Array
 from xent_array._options import Options
-from xent_array._rows import class_axis, classes_last, row_mask, row_weights
+from xent_array._rows import class_axis, classes_last, row_factors, row_mask
 from xent_array._stats import Scalar
 from xent_array._target import check_target, class_weight
 from xent_array._wanted import Smoothing, Target
@@ -25,16 +25,27 @@ class Batch(NamedTuple):
     result_dtype: Any
     shape: tuple[int, ...]  # of the rows
     classes: int
+    axis: int  # of the classes in the caller's logits, whose shape is
+    logits_shape: tuple[int, ...]
     logits: Array
     target: Target
     where: Array | None
     sample_weight: Array | None
     logit_scale: Scalar
     denominator: Scalar | None
+    grad_output: Array | None  # one factor per row
+    out: Array | None  # where the gradient goes, of the shape of the caller's logits
     differentiable: bool  # the library itself will differentiate what is computed
 
 
-def gather(logits: Array, target: Array, options: Options) -> Batch:
+def gather(
+    logits: Array,
+    target: Array,
+    options: Options,
+    *,
+    grad_output: Array | None = None,
+    out: Array | None = None,
+) -> Batch:
     """Check a call whole, before any work, and lay it out as rows."""
     library = Library("logits", logits)
     backend = library.backend
@@ -46,12 +57,15 @@ def gather(logits: Array, target: Array, options: Options) -> Batch:
     weight = class_weight(library, options.weight, classes, dtype)
     smoothing = library.scalar("label_smoothing", options.label_smoothing, dtype)
     where = row_mask(library, options.where, shape)
-    sample_weight = row_weights(library, options.sample_weight, shape, dtype)
+    sample_weight = row_factors(library, "sample_weight", options.sample_weight, shape, dtype)
     scale = library.scalar("logit_scale", options.logit_scale, dtype)
     denominator: Scalar | None = None
     if options.denominator is not None and not isinstance(options.denominator, str):
         denominator = library.scalar("denominator", options.denominator, dtype)
     result_dtype = library.result_dtype(options.dtype)
+    upstream = _upstream(library, grad_output, options.reduction, shape, dtype)
+    if out is not None:
+        out = library.writable("out", out)
     q = Smoothing(backend, classes, weight, smoothing)
     checked = check_target(library, target, options, axis=axis, q=q, where=where)
     if options.on_empty == "raise" and options.reduction == "mean":
@@ -64,14 +78,30 @@ def gather(logits: Array, target: Array, options: Options) -> Batch:
         result_dtype=result_dtype,
         shape=shape,
         classes=classes,
+        axis=axis,
+        logits_shape=tuple(library.leader.shape),
         logits=z,
         target=checked,
         where=where,
         sample_weight=sample_weight,
         logit_scale=scale,
         denominator=denominator,
+        grad_output=upstream,
+        out=out,
         differentiable=backend.differentiates(z, target, weight, sample_weight, smoothing, scale),
     )
+
+
+def _upstream(
+    library: Library, x: Array | None, reduction: str, shape: tuple[int, ...], dtype: Any
+) -> Array | None:
+    """Check grad_output, which is shaped like the loss or broadcasts to it."""
+    given = tuple(getattr(x, "shape", ()))
+    if reduction != "none" and given != ():
+        raise ValueError(
+            f"grad_output must be 0-d, as the loss of reduction={reduction!r}; got shape {given}"
+        )
+    return row_factors(library, "grad_output", x, shape, dtype)
 
 
 def _raise_if_empty(

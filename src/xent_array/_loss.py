@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, TypeVar, Unpack, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
-from xent_array._batch import Batch, gather
-from xent_array._blocks import Assembly, RowIndex, plan, walk
+from xent_array._batch import gather
+from xent_array._evaluate import Result, value
 from xent_array._namespace import Array
 from xent_array._options import (
     DEFAULTS,
@@ -19,8 +17,7 @@ from xent_array._options import (
     Reduction,
     checked,
 )
-from xent_array._reduce import Sums, add, mean, sum_rows
-from xent_array._rowwise import Stats, evaluate
+from xent_array._rowwise import Stats
 
 ArrayT = TypeVar("ArrayT")
 
@@ -186,7 +183,7 @@ def cross_entropy(
         check,
         return_stats,
     )
-    return _evaluate(gather(logits, target, checked(options)))
+    return _returned(value(gather(logits, target, checked(options))))
 
 
 class CrossEntropyLoss:
@@ -238,7 +235,7 @@ class CrossEntropyLoss:
 
     def __call__(self, logits: Array, target: Array) -> Any:
         """Return what `cross_entropy` returns with these options."""
-        return _evaluate(gather(logits, target, self.options))
+        return _returned(value(gather(logits, target, self.options)))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{name} cannot be set: a {type(self).__name__} is frozen")
@@ -254,63 +251,5 @@ def _restore(kind: type[CrossEntropyLoss], options: tuple[Any, ...]) -> CrossEnt
     return kind(**Options(*options)._asdict())
 
 
-class _Outcome(NamedTuple):
-    """What outlives a block, or all blocks: as little as the reduction needs."""
-
-    loss: Array  # per row, for reduction "none"; else None
-    sums: Sums | None  # for the others
-    stats: Sequence[Array]
-
-
-def _evaluate(batch: Batch) -> Any:
-    backend, options = batch.backend, batch.options
-    blocks, slabs = plan(
-        batch.memory,
-        batch.shape,
-        batch.classes,
-        backend.itemsize(batch.compute_dtype),
-        differentiable=batch.differentiable,
-    )
-    with backend.quiet():
-        if len(blocks) == 1:
-            loss, sums, stats = _of_block(batch, blocks[0], slabs)
-        else:
-            loss, sums, stats = _of_blocks(batch, blocks, slabs)
-        if sums is None:
-            loss = loss[..., 0]
-        elif options.reduction == "sum":
-            loss = sums.loss
-        else:
-            loss = mean(backend, sums, math.prod(batch.shape), options, batch.denominator)
-    loss = backend.finalize(loss, batch.result_dtype)
-    return (loss, _stats(batch, Stats(*stats))) if options.return_stats else loss
-
-
-def _of_block(batch: Batch, block: RowIndex, slabs: list[slice]) -> _Outcome:
-    rows = evaluate(batch, block, slabs)
-    if batch.options.reduction == "none":
-        return _Outcome(rows.loss, None, rows.stats)
-    return _Outcome(None, sum_rows(batch.backend, rows.loss, rows.weight, rows.kept), rows.stats)
-
-
-def _of_blocks(batch: Batch, blocks: list[RowIndex], slabs: list[slice]) -> _Outcome:
-    """Evaluate block by block, and put together what remains of each."""
-    backend = batch.backend
-    rows = Assembly(backend, (*batch.shape, 1))
-    totals = Assembly(backend, (len(blocks),))
-    for place, block in enumerate(walk(backend, batch.logits, blocks)):
-        loss, sums, stats = _of_block(batch, block, slabs)
-        rows.put(block, (loss, *stats))
-        totals.put(place, sums or ())
-    loss, *stats = rows.columns
-    return _Outcome(loss, add(backend, Sums(*totals.columns)) if totals.columns else None, stats)
-
-
-def _stats(batch: Batch, rows: Stats) -> Stats:
-    """Statistics as the caller gets them, without the class axis."""
-    finalize = batch.backend.finalize
-    return Stats(
-        lse=finalize(rows.lse[..., 0], batch.result_dtype),
-        prediction=finalize(rows.prediction[..., 0], rows.prediction.dtype),
-        correct=finalize(rows.correct[..., 0], rows.correct.dtype),
-    )
+def _returned(result: Result) -> Any:
+    return result.loss if result.stats is None else (result.loss, result.stats)

@@ -40,15 +40,17 @@ def classes_back(backend: Standard, x: Array, axis: int) -> Array:
     return backend.xp.permute_dims(x, (*range(axis), last, *range(axis, last)))
 
 
-def row_weights(
-    library: Library, weight: Array | None, shape: tuple[int, ...], dtype: Any
+def row_factors(
+    library: Library, name: str, x: Array | None, shape: tuple[int, ...], dtype: Any
 ) -> Array | None:
-    """Check sample_weight; view it as rows, of the compute dtype, class axis of length one."""
-    if weight is None:
+    """Check factors of the rows; view them as rows, of the compute dtype, class axis of length one.
+
+    They are sample_weight, and grad_output of losses per row.
+    """
+    if x is None:
         return None
-    weight = library.floating("sample_weight", library.admit("sample_weight", weight))
-    weight = library.backend.cast(weight, dtype)
-    return _broadcast(library.backend, "sample_weight", weight, shape)
+    x = library.backend.cast(library.floating(name, library.admit(name, x)), dtype)
+    return _broadcast(library.backend, name, x, shape)
 
 
 def row_mask(library: Library, where: Array | None, shape: tuple[int, ...]) -> Array | None:

@@ -28,6 +28,17 @@ class Stats(NamedTuple):
     correct: Array  #: whether that is the target; False in rows that do not count
 
 
+class Reading(NamedTuple):
+    """A block of rows, read once."""
+
+    rows: TargetRows
+    row: FourNumbers
+    scale: Scalar  # of its top
+    lse: Array  # 0 in rows that do not count; None where neither z-loss nor statistics ask
+    prediction: Array | None
+    exps: Array | None  # of whole rows, below the top
+
+
 class RowResult(NamedTuple):
     """A block of rows, evaluated; the class axis is kept with length one."""
 
@@ -35,45 +46,54 @@ class RowResult(NamedTuple):
     kept: Array | None  # the rows that count; None: all
     weight: Array | None  # of the row in the divisor of the mean; None: 1
     stats: Sequence[Array]  # `Stats`, or nothing where not asked for
+    reading: Reading  # what the gradient is made of
 
 
-def evaluate(batch: Batch, block: RowIndex, slabs: list[slice]) -> RowResult:
+def evaluate_rows(batch: Batch, block: RowIndex, slabs: list[slice]) -> RowResult:
     """Loss, and statistics where asked for, of one block of rows."""
     backend, options = batch.backend, batch.options
     xp = backend.xp
-    rows = batch.target.rows(block, None if batch.where is None else batch.where[block])
-    row, prediction, scale = _read(batch, batch.logits[block], rows, slabs)
-    loss, weight = finish(xp, row), rows.row_weight()
+    reading = _read(batch, block, slabs)
+    rows, loss = reading.rows, finish(xp, reading.row)
+    if options.z_loss:
+        loss = loss + float(options.z_loss) * (reading.lse * reading.lse)
     stats: Sequence[Array] = ()
-    if options.z_loss or options.return_stats:
-        lse = _counted(xp, rows, logsumexp(xp, row.top, row.rest, scale))
-        if options.z_loss:
-            loss = loss + float(options.z_loss) * (lse * lse)
-        if options.return_stats:
-            stats = Stats(lse, prediction, _correct(rows, prediction))
+    if options.return_stats:
+        stats = Stats(reading.lse, reading.prediction, _correct(rows, reading.prediction))
     if batch.sample_weight is not None:
-        sample_weight = _counted(xp, rows, batch.sample_weight[block])
-        loss = loss * sample_weight
-        weight = sample_weight if weight is None else weight * sample_weight
+        loss = loss * counted(xp, rows, batch.sample_weight[block])
     if rows.bad is not None:  # by a product, so that the gradient is NaN under autodiff too
         loss = loss * xp.where(rows.bad, xp.nan, xp.ones_like(loss))
-    return RowResult(_counted(xp, rows, loss), rows.kept, weight, stats)
+    weight = weight_of(batch, block, rows)
+    return RowResult(counted(xp, rows, loss), rows.kept, weight, stats, reading)
 
 
-def _read(
-    batch: Batch, z: Array, rows: TargetRows, slabs: list[slice]
-) -> tuple[FourNumbers, Array | None, Scalar]:
-    """The four numbers of each row, its prediction where asked for, and the scale of its top."""
+def rows_of(batch: Batch, block: RowIndex) -> TargetRows:
+    """The target of a block, and which of its rows count."""
+    return batch.target.rows(block, None if batch.where is None else batch.where[block])
+
+
+def weight_of(batch: Batch, block: RowIndex, rows: TargetRows) -> Array | None:
+    """What each row adds to the divisor of the mean; None: 1."""
+    weight = rows.row_weight()
+    if batch.sample_weight is None:
+        return weight
+    sample_weight = counted(batch.backend.xp, rows, batch.sample_weight[block])
+    return sample_weight if weight is None else weight * sample_weight
+
+
+def _read(batch: Batch, block: RowIndex, slabs: list[slice]) -> Reading:
     backend, xp = batch.backend, batch.backend.xp
-    parts, prediction, best = [], None, None
+    rows, z = rows_of(batch, block), batch.logits[block]
+    parts, prediction, best, lse = [], None, None, None
     several = len(slabs) > 1
     for classes in slabs:
         part = backend.cast(z[..., classes] if several else z, batch.compute_dtype)
-        part, scale = _transformed(xp, part, batch.logit_scale, batch.options.softcap)
+        part, scale = transformed(xp, part, batch.logit_scale, batch.options.softcap)
         argtop = backend.row_argmax(part) if batch.options.return_stats else None
         if batch.differentiable:
             # The gradient of a row that does not count is 0 only if nothing in it is NaN.
-            part = _counted(xp, rows, part)
+            part = counted(xp, rows, part)
         seen = spread(backend, part, scale, slab=several, differentiable=batch.differentiable)
         parts.append(FourNumbers(seen.top, seen.rest, *rows.weigh(seen.shifted, classes)))
         if argtop is not None:
@@ -81,10 +101,13 @@ def _read(
             higher = best is not None and seen.top > best
             prediction = argtop if best is None else xp.where(higher, argtop, prediction)
             best = seen.top if best is None else xp.maximum(best, seen.top)
-    return merge_tree(xp, parts, scale), prediction, scale
+    row = merge_tree(xp, parts, scale)
+    if batch.options.z_loss or batch.options.return_stats:
+        lse = counted(xp, rows, logsumexp(xp, row.top, row.rest, scale))
+    return Reading(rows, row, scale, lse, prediction, None if several else seen.exps)
 
 
-def _transformed(xp: Any, z: Array, scale: Scalar, softcap: float | None) -> tuple[Array, Scalar]:
+def transformed(xp: Any, z: Array, scale: Scalar, softcap: float | None) -> tuple[Array, Scalar]:
     """Logits as the loss sees them, but for a scale >= 0 left to be applied below their top.
 
     A negative scale turns the order of the logits round: its sign is applied at once.
@@ -97,7 +120,7 @@ def _transformed(xp: Any, z: Array, scale: Scalar, softcap: float | None) -> tup
     return z * sign, scale * sign
 
 
-def _counted(xp: Any, rows: TargetRows, x: Array) -> Array:
+def counted(xp: Any, rows: TargetRows, x: Array) -> Array:
     """`x`, 0 in the rows that do not count."""
     return x if rows.kept is None else xp.where(rows.kept, x, 0.0)
 

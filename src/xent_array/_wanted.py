@@ -9,7 +9,7 @@ with p the probabilities, or one at the class index and zero elsewhere.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from xent_array._backends import Standard
 from xent_array._blocks import RowIndex
@@ -38,6 +38,15 @@ class Smoothing(NamedTuple):
         if self.weight is None:
             return self.even_share(classes) * float(classes.stop - classes.start)
         return self.backend.row_sum(self.even_share(classes))
+
+
+class Pull(NamedTuple):
+    """What a row's gradient is made of, beside the row itself."""
+
+    rest: Array
+    mass: Scalar
+    excess: Scalar  # of A over the mass: the pull of z-loss, 2·z_loss·lse
+    factor: Scalar  # of the row in the result
 
 
 class IndexTarget(NamedTuple):
@@ -74,16 +83,9 @@ class IndexRows(NamedTuple):
         """Mass and dot of a slab of logits below their top."""
         backend, q = self.q.backend, self.q
         xp = backend.xp
-        weight = self.row_weight()
-        share: Scalar = 1.0 - q.smoothing
-        if weight is not None:
-            share = times(share, weight)
-        if shifted.shape[-1] == q.classes:
-            picked = backend.gather(shifted, self.index)
-        else:
-            local = self.index - classes.start
-            inside = (local >= 0) & (local < shifted.shape[-1])
-            picked = backend.gather(shifted, xp.where(inside, local, 0))
+        share = self._share()
+        picked, inside = self._pick(shifted, classes)
+        if inside is not None:
             picked = xp.where(inside, picked, 0.0)
             share = share * xp.astype(inside, shifted.dtype)
         dot = weighted(xp, share, picked)
@@ -91,6 +93,51 @@ class IndexRows(NamedTuple):
             return share, dot
         even = weighted(xp, q.even_share(classes), shifted)
         return share + q.even_mass(classes), dot + backend.row_sum(even)
+
+    def gradient(self, exps: Array, row: Pull, classes: slice) -> Array:
+        r"""Derivatives of `row.factor` times the loss by a slab of logits below their top.
+
+        A·p_j - q_j with p_j = exps_j/(1 + rest), A = mass + excess and q_j = c_j + b·[j = target],
+        c the even share of smoothing and b the target's own. Where the target is the top,
+        A - q_t is near to 0 and formed from its parts, (sum c + excess) - c_t:
+
+            A·p_t - q_t = ((A - q_t) - q_t·rest)/(1 + rest).
+        """
+        backend, q = self.q.backend, self.q
+        xp = backend.xp
+        own = self._share()
+        inverse = 1.0 / (1.0 + row.rest)  # rounded once for all classes, so that they sum to 0
+        pull = (row.mass + row.excess) * inverse
+        grad = exps * (pull * row.factor)
+        even, whole = 0.0, slice(0, q.classes)
+        excess = row.excess
+        if q.is_smooth:
+            share = q.even_share(classes)
+            grad = grad - share * row.factor
+            even = q.even_share(whole)
+            if q.weight is not None:
+                even = backend.take(even, self.index)
+            excess = excess + (q.even_mass(whole) - even)
+        wanted = own + even
+        picked, inside = self._pick(exps, classes)
+        apart = (excess - wanted * row.rest) * inverse
+        target = xp.where(picked == 1.0, apart, picked * pull - wanted) * row.factor
+        if inside is None:
+            return backend.put(grad, self.index, target)
+        return xp.where(backend.class_range(grad) == self.index - classes.start, target, grad)
+
+    def _share(self) -> Scalar:
+        """What smoothing leaves to the target's own class, times its weight."""
+        weight, share = self.row_weight(), 1.0 - self.q.smoothing
+        return share if weight is None else times(share, weight)
+
+    def _pick(self, x: Array, classes: slice) -> tuple[Array, Array | None]:
+        """Entries of a slab at the target, and where it lies in the slab (None: everywhere)."""
+        if x.shape[-1] == self.q.classes:
+            return self.q.backend.gather(x, self.index), None
+        local = self.index - classes.start
+        inside = (local >= 0) & (local < x.shape[-1])
+        return self.q.backend.gather(x, self.q.backend.xp.where(inside, local, 0)), inside
 
     def row_weight(self) -> Array | None:
         """What a row adds to the divisor of the mean; None: 1."""
@@ -119,16 +166,28 @@ class ProbabilityRows(NamedTuple):
 
     def weigh(self, shifted: Array, classes: slice) -> tuple[Scalar, Array]:
         """Mass and dot of a slab of logits below their top."""
-        backend, q = self.q.backend, self.q
-        xp = backend.xp
-        wanted = backend.cast(self.probabilities[..., classes], shifted.dtype)
+        backend, wanted = self.q.backend, self._wanted(shifted.dtype, classes)
+        return backend.row_sum(wanted), backend.row_sum(weighted(backend.xp, wanted, shifted))
+
+    def gradient(self, exps: Array, row: Pull, classes: slice) -> Array:
+        """Derivatives of `row.factor` times the loss by a slab of logits below their top.
+
+        A·p_j - q_j with p_j = exps_j/(1 + rest) and A = mass + excess; at the top, where A and q_j
+        may be equal, ((A - q_j) - q_j·rest)/(1 + rest).
+        """
+        xp, wanted = self.q.backend.xp, self._wanted(exps.dtype, classes)
+        inverse, total = 1.0 / (1.0 + row.rest), row.mass + row.excess
+        apart = ((total - wanted) - wanted * row.rest) * inverse
+        return xp.where(exps == 1.0, apart, exps * (total * inverse) - wanted) * row.factor
+
+    def _wanted(self, dtype: Any, classes: slice) -> Array:
+        q = self.q
+        wanted = q.backend.cast(self.probabilities[..., classes], dtype)
         if self.kept is not None:
-            wanted = xp.where(self.kept, wanted, 0.0)
+            wanted = q.backend.xp.where(self.kept, wanted, 0.0)
         if q.is_smooth:
             wanted = (1.0 - q.smoothing) * wanted + q.smoothing / q.classes
-        if q.weight is not None:
-            wanted = wanted * q.weight[classes]
-        return backend.row_sum(wanted), backend.row_sum(weighted(xp, wanted, shifted))
+        return wanted if q.weight is None else wanted * q.weight[classes]
 
     def row_weight(self) -> None:
         """None: every row of probabilities adds 1 to the divisor of the mean."""

@@ -47,6 +47,15 @@ class Standard:
         """Whether Python may look at values in passing: host memory, data-dependent indexing."""
         return False
 
+    def unwritable(self, x: Array) -> str | None:
+        """Why `x` cannot be written to, or None if it can."""
+        seen = self.memory(x) != "opaque"
+        return None if seen else "it is traced, lazy or of a library that may not allow it"
+
+    def detached(self) -> contextlib.AbstractContextManager[Any]:
+        """Have the library not differentiate what is computed."""
+        return contextlib.nullcontext()
+
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
         """Silence floating-point warnings: a NaN row is an answer here, not an accident.
 
@@ -121,6 +130,10 @@ class Standard:
     def gather(self, x: Array, index: Array) -> Array:
         """``x[..., index]`` row by row; `index` is within bounds and keeps the class axis."""
         return self.xp.take_along_axis(x, index, axis=-1)
+
+    def put(self, x: Array, index: Array, value: Array) -> Array:
+        """`x`, an array of our own, with `value` at ``x[..., index]`` row by row."""
+        return self.xp.where(self.class_range(x) == index, value, x)
 
     def class_range(self, x: Array) -> Array:
         """The class numbers ``0 .. C-1`` beside `x`."""

@@ -33,6 +33,9 @@ class Backend(Standard):
     def memory(self, x: Array) -> Memory:
         return "host"
 
+    def unwritable(self, x: Array) -> str | None:
+        return None if x.flags.writeable else "it is read-only"
+
     def branches(self, x: Array) -> bool:
         return True
 
@@ -77,6 +80,13 @@ class Backend(Standard):
         if x.ndim == 2:
             return x[np.arange(x.shape[0])[:, None], index]
         return np.take_along_axis(x, index, axis=-1)
+
+    def put(self, x: Array, index: Array, value: Array) -> Array:
+        if x.ndim == 2:
+            x[np.arange(x.shape[0])[:, None], index] = value
+        else:
+            np.put_along_axis(x, index, value, axis=-1)
+        return x
 
     def total(self, x: Array) -> Array:
         return np.add.reduce(x, axis=None)

@@ -35,6 +35,12 @@ class Backend(Standard):
             isinstance(x, torch.Tensor) and x.requires_grad for x in arrays
         )
 
+    def unwritable(self, x: Array) -> str | None:
+        return "it requires grad" if x.requires_grad else super().unwritable(x)
+
+    def detached(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.no_grad()
+
     def branches(self, x: Array) -> bool:
         return self.memory(x) == "host"
 
@@ -64,6 +70,9 @@ class Backend(Standard):
 
     def gather(self, x: Array, index: Array) -> Array:
         return torch.gather(x, -1, index)
+
+    def put(self, x: Array, index: Array, value: Array) -> Array:
+        return x.scatter_(-1, index, value)
 
     def take(self, x: Array, index: Array) -> Array:
         return x[index]

@@ -1,0 +1,128 @@
+"""A batch evaluated block by block: what the reduction needs, the gradient, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from xent_array._batch import Batch
+from xent_array._blocks import Assembly, RowIndex, plan, walk
+from xent_array._gradient import Demand, gradient
+from xent_array._namespace import Array
+from xent_array._reduce import Counts, count_rows, divisor, mean
+from xent_array._rows import classes_back, classes_last
+from xent_array._rowwise import Stats, evaluate_rows, rows_of, weight_of
+
+
+class Result(NamedTuple):
+    """What the caller gets; None for what was not asked for."""
+
+    loss: Array
+    grad_logits: Array | None
+    stats: Stats | None
+
+
+class _Outcome(NamedTuple):
+    """What outlives a block, or all blocks: as little as the reduction needs."""
+
+    loss: Array  # per row for reduction "none", else the sum
+    counts: Counts | None  # for the mean
+    grad: Array | None  # where it was not written yet
+    stats: Sequence[Array]
+
+
+def value(batch: Batch) -> Result:
+    """Evaluate the loss, and statistics where the options ask for them."""
+    blocks, slabs = _plan(batch)
+    with batch.backend.quiet():
+        return _result(batch, _of_all(batch, blocks, slabs, None), None)
+
+
+def value_and_grad(batch: Batch) -> Result:
+    """Evaluate the loss and its derivatives by the logits, written to the batch's `out` if given.
+
+    One pass: a block's gradient is written while its exponentials are at hand. The divisor of the
+    mean must be known by then, and is taken from the targets.
+    """
+    backend, batch = batch.backend, batch._replace(differentiable=False)
+    blocks, slabs = _plan(batch)
+    with backend.detached(), backend.quiet():
+        by = divisor(batch, _counts(batch, blocks)) if batch.options.reduction == "mean" else 1.0
+        out = batch.out
+        if out is None and len(blocks) > 1:
+            device = backend.device(batch.logits)
+            out = backend.xp.empty(batch.logits_shape, dtype=batch.logits.dtype, device=device)
+        into = None if out is None else classes_last(backend, out, batch.axis)
+        outcome = _of_all(batch, blocks, slabs, Demand(into, batch.grad_output, by))
+        if out is None:
+            out = classes_back(backend, outcome.grad, batch.axis)
+        return _result(batch, outcome, out)
+
+
+def _plan(batch: Batch) -> tuple[list[RowIndex], list[slice]]:
+    return plan(
+        batch.memory,
+        batch.shape,
+        batch.classes,
+        batch.backend.itemsize(batch.compute_dtype),
+        differentiable=batch.differentiable,
+    )
+
+
+def _of_all(
+    batch: Batch, blocks: list[RowIndex], slabs: list[slice], demand: Demand | None
+) -> _Outcome:
+    """Evaluate block by block, and put together what remains of each."""
+    if len(blocks) == 1:
+        return _of_block(batch, blocks[0], slabs, demand)
+    backend, per_row = batch.backend, batch.options.reduction == "none"
+    rows, parts = Assembly(backend, (*batch.shape, 1)), Assembly(backend, (len(blocks),))
+    for place, block in enumerate(walk(backend, batch.logits, blocks)):
+        loss, counts, _, stats = _of_block(batch, block, slabs, demand)
+        rows.put(block, (loss, *stats) if per_row else stats)
+        parts.put(place, () if per_row else (loss, *(counts or ())))
+    if per_row:
+        loss, *stats = rows.columns
+        return _Outcome(loss, None, None, stats)
+    loss, *columns = (None if part is None else backend.total(part) for part in parts.columns)
+    return _Outcome(loss, Counts(*columns) if columns else None, None, rows.columns)
+
+
+def _of_block(batch: Batch, block: RowIndex, slabs: list[slice], demand: Demand | None) -> _Outcome:
+    loss, kept, weight, stats, reading = evaluate_rows(batch, block, slabs)
+    grad = None if demand is None else gradient(batch, block, slabs, reading, demand)
+    if batch.options.reduction == "none":
+        return _Outcome(loss, None, grad, stats)
+    counts = None
+    if batch.options.reduction == "mean":
+        counts = count_rows(batch.backend, weight, kept)
+    return _Outcome(batch.backend.total(loss), counts, grad, stats)
+
+
+def _counts(batch: Batch, blocks: list[RowIndex]) -> Counts:
+    """What the mean divides by, from the targets alone: a gradient must know it before."""
+    parts = Assembly(batch.backend, (len(blocks),))
+    for place, block in enumerate(blocks):
+        rows = rows_of(batch, block)
+        counts = count_rows(batch.backend, weight_of(batch, block, rows), rows.kept)
+        if len(blocks) == 1:
+            return counts
+        parts.put(place, counts)
+    return Counts(*(None if p is None else batch.backend.total(p) for p in parts.columns))
+
+
+def _result(batch: Batch, outcome: _Outcome, grad: Array | None) -> Result:
+    """The outcome as the caller gets it: reduced, without the class axis, of the right dtype."""
+    finalize, reduction = batch.backend.finalize, batch.options.reduction
+    loss = outcome.loss[..., 0] if reduction == "none" else outcome.loss
+    if outcome.counts is not None:
+        loss = mean(batch, loss, outcome.counts)
+    stats = None
+    if batch.options.return_stats:
+        lse, prediction, correct = (column[..., 0] for column in outcome.stats)
+        stats = Stats(
+            lse=finalize(lse, batch.result_dtype),
+            prediction=finalize(prediction, prediction.dtype),
+            correct=finalize(correct, correct.dtype),
+        )
+    return Result(finalize(loss, batch.result_dtype), grad, stats)

@@ -1,0 +1,81 @@
+"""Derivatives of the loss by the logits, from the four numbers of each row.
+
+With lse = top + log1p(rest), A = mass + 2·z_loss·lse and p the softmax of a row, a row's loss has
+
+    d loss / d z_j = A·p_j - q_j,        p_j = exp(z_j - top)/(1 + rest)
+
+for logits as the loss sees them; scale and cap follow by the chain rule. It is made from top and
+rest and never from lse alone: exp(z - lse) loses the digits that a common offset of the logits
+takes from lse. How A·p_j - q_j is formed where it is near to 0 is the target's business.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from xent_array._batch import Batch
+from xent_array._blocks import RowIndex
+from xent_array._namespace import Array
+from xent_array._rowwise import Reading, counted, transformed
+from xent_array._stats import Scalar, times
+from xent_array._wanted import Pull
+
+
+class Demand(NamedTuple):
+    """Where a gradient goes, and what it is multiplied by."""
+
+    into: Array | None  # laid out as the rows; None: one block, of whole rows, is handed back
+    upstream: Array | None  # a factor for each row, class axis of length one
+    divisor: Scalar  # of the mean
+
+
+def gradient(
+    batch: Batch, block: RowIndex, slabs: list[slice], reading: Reading, demand: Demand
+) -> Array | None:
+    """Derivatives by the logits of a block, written where they go or returned."""
+    lse = reading.lse
+    pull = Pull(
+        rest=reading.row.rest,
+        mass=reading.row.mass,
+        excess=2.0 * float(batch.options.z_loss) * lse if batch.options.z_loss else 0.0,
+        factor=_factor(batch, block, reading, demand),
+    )
+    for classes in slabs:
+        grad = _of_slab(batch, block, classes, reading, pull)
+        if demand.into is None:
+            return grad
+        demand.into[(*block, classes)] = grad
+    return None
+
+
+def _of_slab(batch: Batch, block: RowIndex, classes: slice, reading: Reading, pull: Pull) -> Array:
+    backend, softcap = batch.backend, batch.options.softcap
+    xp, exps, z = backend.xp, reading.exps, None
+    if exps is None or softcap is not None:
+        z = backend.cast(batch.logits[(*block, classes)], batch.compute_dtype)
+    if exps is None:
+        part, scale = transformed(xp, z, batch.logit_scale, softcap)
+        exps = xp.exp(times(scale, part - reading.row.top))
+    grad = reading.rows.gradient(exps, pull, classes)
+    if softcap is not None:
+        grad = grad * _tanh_slope(xp, times(batch.logit_scale, z) / float(softcap))
+    return backend.cast(counted(xp, reading.rows, grad), batch.logits.dtype)
+
+
+def _factor(batch: Batch, block: RowIndex, reading: Reading, demand: Demand) -> Scalar:
+    """What a row's derivatives are multiplied by; NaN where its target is bad."""
+    factor = batch.logit_scale / demand.divisor
+    if batch.sample_weight is not None:
+        factor = factor * batch.sample_weight[block]
+    if demand.upstream is not None:
+        factor = factor * demand.upstream[block]
+    if reading.rows.bad is not None:
+        xp, rest = batch.backend.xp, reading.row.rest
+        factor = factor * xp.where(reading.rows.bad, xp.nan, xp.ones_like(rest))
+    return factor
+
+
+def _tanh_slope(xp: Any, x: Array) -> Array:
+    """The derivative of tanh, 4t/(1 + t)² with t = exp(-2|x|): 1 - tanh² loses all its digits."""
+    t = xp.exp(-2.0 * xp.abs(x))
+    return 4.0 * t / ((1.0 + t) * (1.0 + t))
