@@ -122,7 +122,7 @@ def cross_entropy_and_grad(
     >>> loss, grad = xent_array.cross_entropy_and_grad(logits, np.asarray([0, 1]))
     >>> grad.round(4)
     array([[-0.1358,  0.0813,  0.0545],
-           [ 0.0729, -0.1388,  0.0659]])
+           [ 0.0729, -0.1389,  0.066 ]])
 
     In place, with no memory for the gradient:
 
