@@ -4,6 +4,8 @@ import os
 
 import numpy as np
 
+from xent_array import _blocks
+
 DEVICE = os.environ.get("XENT_DEVICE", "cpu")
 
 #: Floating dtypes that a library's arrays come in.
@@ -38,6 +40,12 @@ def to_numpy(x):
 
 def dtype_of(x):
     return str(x.dtype).rpartition(".")[2]
+
+
+def set_budget(monkeypatch, size):
+    """Take blocks of so many bytes of logits, their rows' own memory aside."""
+    monkeypatch.setitem(_blocks.BLOCK_BYTES, "host", size)
+    monkeypatch.setattr(_blocks, "ROW_BYTES", 0)
 
 
 def spacing(value, dtype):

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 import xent_array
-from xent_array import _blocks
 from xent_array._backends import backend_of
 from xent_array._stats import FourNumbers, finish, identity, merge, merge_ranks, merge_tree, spread
 
 import oracle
-from arrays import DTYPES, make, to_numpy, unit
+from arrays import DTYPES, make, set_budget, to_numpy, unit
 
 OFFSETS = [0.0, 100.0, 1e4, 1e8]
 MARGINS = [0.0, 0.5, 1.0, 5.0, 17.0, 40.0, 80.0]
@@ -85,6 +84,24 @@ def test_any_layout_keeps_precision(xp, classes):
     transposed = make(xp, np.ascontiguousarray(z.T), "float32")
     loss = xent_array.cross_entropy(transposed, make(xp, target), axis=0, reduction="none")
     assert_promised(to_numpy(loss), classes, 0.0, "float32")
+
+
+@pytest.mark.parametrize("classes", [1000, 8000, 20_000])
+@pytest.mark.parametrize("rest", [0.4, 0.5, 0.9, 1.9, 2.1])
+def test_sums_just_above_one(xp, classes, rest):
+    """Many equal logits below one top: the sum's error is not multiplied when its 1 is taken."""
+    share = rest / (classes - 1) * (1 + np.random.default_rng(0).random(20) * 0.02)
+    z = np.repeat(np.log(share).astype("float32")[:, None], classes, 1)
+    z[:, 0] = 0.0
+    truth = [
+        mpmath.log1p((classes - 1) * mpmath.exp(mpmath.mpf(float(below)))) for below in z[:, 1]
+    ]
+    first = make(xp, np.zeros(20, dtype=int))
+    margin = -z[:, 1].max()
+    for logits, axis in ((z, 1), (np.ascontiguousarray(z.T), 0)):
+        loss = xent_array.cross_entropy(make(xp, logits), first, axis=axis, reduction="none")
+        for ours, true in zip(to_numpy(loss).tolist(), truth, strict=True):
+            assert abs(mpmath.mpf(ours) / true - 1) <= (32 + margin) * unit("float32")
 
 
 @pytest.mark.parametrize("offset", OFFSETS)
@@ -261,7 +278,7 @@ def test_equal_tops_on_several_ranks_are_counted(xp):
 @pytest.mark.parametrize("offset", OFFSETS)
 def test_class_slabs_of_the_loss_itself(xp, offset, monkeypatch):
     """Rows too wide for the memory budget are read slab by slab, within the promise."""
-    monkeypatch.setitem(_blocks.BLOCK_BYTES, "host", 4 * 100)
+    set_budget(monkeypatch, 4 * 100)
     z, target = rows(1000, offset, "float32")
     loss = xent_array.cross_entropy(make(xp, z, "float32"), make(xp, target), reduction="none")
     assert_promised(to_numpy(loss), 1000, offset, "float32")

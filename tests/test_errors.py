@@ -146,6 +146,22 @@ CASES = [
         "label_smoothing must be a number or a 0-d array, got True",
     ),
     ({"logit_scale": np.inf}, ValueError, "logit_scale must be finite, got inf"),
+    (
+        {"logits": LOGITS.astype("float32"), "softcap": 1e39},
+        ValueError,
+        "softcap must be within the range of float32, got 1e+39",
+    ),
+    (
+        {"logits": LOGITS.astype("float32"), "denominator": np.asarray(1e-50)},
+        ValueError,
+        "denominator must be within the range of float32, got 1e-50",
+    ),
+    ({"z_loss": 10**400}, ValueError, "z_loss must be finite and not negative, got inf"),
+    (
+        {"label_smoothing": np.float32},
+        TypeError,
+        "label_smoothing must be a number or a 0-d array, got <class 'numpy.float32'>",
+    ),
     ({"softcap": 0.0}, ValueError, "softcap must be positive and finite, got 0.0"),
     ({"softcap": "30"}, TypeError, "softcap must be a number, got '30'"),
     ({"z_loss": -1.0}, ValueError, "z_loss must be finite and not negative, got -1.0"),
@@ -154,7 +170,7 @@ CASES = [
         TypeError,
         "z_loss must be a number, got array(shape=(1,), dtype=float64)",
     ),
-    ({"denominator": 0}, ValueError, "denominator must be positive and finite, got 0"),
+    ({"denominator": 0}, ValueError, "denominator must be positive and finite, got 0.0"),
     (
         {"denominator": "tokens"},
         ValueError,
@@ -234,6 +250,10 @@ def test_what_is_no_array_is_refused_with_advice():
         np.ma.masked_array(np.zeros((2, 2))),
         "logits must be a plain array, got MaskedArray: pass x.filled(...) and the rows to keep "
         "as where=",
+    )
+    refused(
+        np.ndarray,
+        "logits must be an array, got type: make one with your array library's asarray()",
     )
     refused(
         _Subclass(),

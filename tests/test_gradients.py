@@ -10,10 +10,9 @@ import torch
 
 import xent_array
 from test_reference import CASES, IGNORED, LAYOUTS, as_rows, draw, options_for, our_layout
-from xent_array import _blocks
 
 import oracle
-from arrays import DTYPES, dtype_of, make, spacing, to_numpy, unit
+from arrays import DTYPES, dtype_of, make, set_budget, spacing, to_numpy, unit
 
 RNG = np.random.default_rng(11)
 LOGITS = RNG.normal(size=(6, 4)) * 2
@@ -184,7 +183,7 @@ def test_blocks_and_slabs_agree(xp, target, size, monkeypatch):
     """The memory budget is not part of the meaning, in place or not."""
     options = {"label_smoothing": 0.1, "weight": CLASS_WEIGHT, "where": KEPT, "softcap": 4.0}
     _, whole = both(xp, target=target, **options)
-    monkeypatch.setitem(_blocks.BLOCK_BYTES, "host", 8 * size)
+    set_budget(monkeypatch, 8 * size)
     _, cut = both(xp, target=target, **options)
     np.testing.assert_allclose(cut, whole, rtol=1e-13, atol=1e-16)
     logits = make(xp, LOGITS)

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 import xent_array
-from xent_array import _blocks
 from xent_array._blocks import plan, row_blocks
 
-from arrays import make, to_numpy
+from arrays import make, set_budget, to_numpy
 
 LOGITS = np.random.default_rng(5).normal(size=(4, 6, 5, 3))
 TARGET = np.random.default_rng(6).integers(0, 6, (4, 5, 3))
@@ -39,7 +38,7 @@ def test_strides_and_axes(xp, view, axis, bytes_a_block, monkeypatch):
     """Views with any strides and the class axis anywhere, whole, in row blocks, in slabs."""
     if xp.__name__ == "torch" and view == "reversed":
         pytest.skip("torch has no negative strides")
-    monkeypatch.setitem(_blocks.BLOCK_BYTES, "host", bytes_a_block)
+    set_budget(monkeypatch, bytes_a_block)
     batch, classes, *pixels = VIEWS[view]
     logits = make(xp, LOGITS)[(batch, classes, *pixels)]
     target = make(xp, TARGET)[(batch, *pixels)]
@@ -89,7 +88,7 @@ def test_blocks_cover_every_row_once_in_order():
 
 
 def test_slabs_are_for_rows_wider_than_the_budget(monkeypatch):
-    monkeypatch.setitem(_blocks.BLOCK_BYTES, "host", 400)
+    set_budget(monkeypatch, 400)
     assert plan("host", (8,), 100, 4, differentiable=False).slabs == [slice(0, 100)]
     wide = plan("host", (8,), 250, 4, differentiable=False)
     assert wide.slabs == [slice(0, 100), slice(100, 200), slice(200, 250)]
@@ -110,13 +109,20 @@ if kind == "probabilities":
 if kind == "everything":
     target[::2] = -100
     options = dict(label_smoothing=0.1, z_loss=1e-4, softcap=30.0, return_stats=True)
+if kind == "many rows":
+    logits = logits.reshape(-1, 2)
+    target = np.zeros(len(logits), dtype=np.uint8)
+    options = dict(on_empty="raise", ignore_index=1, sample_weight=np.ones(len(logits)))
 if library == "torch":
     import torch
     logits, target = torch.from_numpy(logits), torch.from_numpy(target)
+    if options.get("sample_weight") is not None:
+        options["sample_weight"] = torch.from_numpy(options["sample_weight"])
 def anonymous():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
-xent_array.cross_entropy(logits[:64], target[:64], **options)
+few = {name: x[:64] if hasattr(x, "shape") else x for name, x in options.items()}
+xent_array.cross_entropy(logits[:64], target[:64], **few)
 peak, before, done = 0, anonymous(), False
 def watch():
     global peak
@@ -134,7 +140,7 @@ print((peak - before) / 1024)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("library", ["numpy", "torch"])
-@pytest.mark.parametrize("kind", ["index", "probabilities", "everything"])
+@pytest.mark.parametrize("kind", ["index", "probabilities", "everything", "many rows"])
 def test_the_forward_holds_blocks_alone(library, kind):
     """Anonymous memory grows by less than 32 MiB beside logits of 62 MiB, whatever the options."""
     grown = subprocess.run(

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 import xent_array
-from xent_array import _blocks
 
-from arrays import make, to_numpy
+from arrays import make, set_budget, to_numpy
 
 NAN, INF = np.nan, np.inf
 
@@ -30,7 +29,7 @@ SLABS = [1, 2, 3, 4]
 @pytest.fixture(params=SLABS)
 def slab(request, monkeypatch):
     """Make every block so many classes wide, float64."""
-    monkeypatch.setitem(_blocks.BLOCK_BYTES, "host", 8 * request.param)
+    set_budget(monkeypatch, 8 * request.param)
 
 
 def one_hot(index):

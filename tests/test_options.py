@@ -1,5 +1,6 @@
 """Every keyword of the contract, by what it must do to hand-made numbers."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 import xent_array
 
-from arrays import DTYPES, dtype_of, make, to_numpy
+from arrays import DTYPES, dtype_of, make, set_budget, to_numpy
 
 RNG = np.random.default_rng(3)
 LOGITS = RNG.normal(size=(6, 4))
@@ -238,6 +239,19 @@ class TestStats:
         np.testing.assert_array_equal(to_numpy(stats.correct), [True, False, False])
         assert float(value) == near(rows(xp, logits=logits, target=[1, 1, -100])[:2].mean())
 
+    def test_the_first_nan_is_the_greatest_in_any_slab(self, xp, monkeypatch):
+        rows = np.asarray([[5.0, np.nan, 1.0, 7.0], [1.0, 2.0, np.nan, 9.0]])
+        for classes in (4, 2, 1):
+            set_budget(monkeypatch, 8 * classes)
+            _, stats = xent_array.cross_entropy(make(xp, rows), make(xp, [0, 0]), return_stats=True)
+            np.testing.assert_array_equal(to_numpy(stats.prediction), [1, 2])
+
+    def test_a_scale_of_zero_ties_all_classes(self, xp):
+        _, stats = xent_array.cross_entropy(
+            make(xp, [[0.0, 1.0]]), make(xp, [0]), logit_scale=0.0, return_stats=True
+        )
+        assert to_numpy(stats.prediction).tolist() == [0]
+
     def test_probabilities_are_correct_at_their_greatest(self, xp):
         _, stats = xent_array.cross_entropy(
             make(xp, LOGITS), make(xp, PROBABILITIES), return_stats=True, where=make(xp, KEPT)
@@ -285,8 +299,28 @@ class TestFrozenLoss:
             "reduction='sum', z_loss=0.0001)"
         )
 
+    def test_it_prints_a_dtype(self):
+        assert repr(xent_array.CrossEntropyLoss(dtype=np.float32)) == (
+            "CrossEntropyLoss(dtype=<class 'numpy.float32'>)"
+        )
+
+    def test_subclasses_can_be_copied_and_pickled(self):
+        for again in (copy.copy(_Sum()), copy.deepcopy(_Sum()), pickle.loads(pickle.dumps(_Sum()))):
+            assert type(again) is _Sum
+            assert again.options.reduction == "sum"
+
     def test_it_is_frozen_and_checked_at_once(self):
-        with pytest.raises(AttributeError):
-            xent_array.CrossEntropyLoss().reduction = "sum"
+        frozen = xent_array.CrossEntropyLoss()
+        with pytest.raises(AttributeError, match="reduction cannot be set"):
+            frozen.reduction = "sum"
+        with pytest.raises(AttributeError, match="options cannot be deleted"):
+            del frozen.options
+        with pytest.raises(TypeError, match="CrossEntropyLoss has no option 'size_average'"):
+            xent_array.CrossEntropyLoss(size_average=True)
         with pytest.raises(ValueError, match="reduction must be one of"):
             xent_array.CrossEntropyLoss(reduction="avg")
+
+
+class _Sum(xent_array.CrossEntropyLoss):
+    def __init__(self):
+        super().__init__(reduction="sum")

@@ -50,6 +50,30 @@ def test_torch_does_not_bring_the_others():
     assert done.stdout.split() == [], done.stderr
 
 
+FIRST_CALLS = """
+import threading, sys
+import torch, xent_array
+sys.setswitchinterval(1e-6)
+ready, failures = threading.Barrier(16), []
+logits, target = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)
+def first_call():
+    ready.wait()
+    try:
+        xent_array.cross_entropy(logits, target)
+    except Exception as error:
+        failures.append(error)
+threads = [threading.Thread(target=first_call) for _ in range(16)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(failures)
+"""
+
+
+def test_first_calls_may_come_from_many_threads():
+    done = run("-c", FIRST_CALLS)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 IMPORT_TIME = """
 import array_api_compat, time
 start = time.process_time()

@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import xent_array
-from xent_array import _blocks
 from xent_array._backends import backend_of
 from xent_array._stats import FourNumbers, merge
 
-from arrays import make, to_numpy
+from arrays import make, set_budget, to_numpy
 
 settings.register_profile("suite", max_examples=40, deadline=None, derandomize=True)
 settings.load_profile("suite")
@@ -104,7 +103,7 @@ def test_blocks_and_slabs_of_any_size_agree(xp, batch, size):
     logits, target = batch
     whole = losses(xp, logits, target), losses(xp, logits, target, reduction="mean")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(_blocks.BLOCK_BYTES, "host", 8 * size)
+        set_budget(patch, 8 * size)
         cut = losses(xp, logits, target), losses(xp, logits, target, reduction="mean")
     for ours, theirs in zip(cut, whole, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-14)

@@ -96,7 +96,13 @@ def test_rows_that_do_not_count_have_no_gradient(junk):
     """Exactly 0, whatever the logits hold; torch returns NaN."""
     logits = LOGITS.copy()
     logits[2] = junk
-    assert (gradient(xent_array.cross_entropy, logits, tensor(TARGET))[2] == 0).all()
+    for options in ({}, {"softcap": 5.0}, {"logit_scale": -2.0, "z_loss": 0.1}):
+        ours = gradient(xent_array.cross_entropy, logits, tensor(TARGET), **options)
+        assert (ours[2] == 0).all()
+        assert ours[[0, 1, 3, 4, 5]].isfinite().all()
+    scale = tensor(2.0, dtype=torch.float64, requires_grad=True)
+    loss = xent_array.cross_entropy(tensor(logits), tensor(TARGET), logit_scale=scale, softcap=9.0)
+    assert torch.autograd.grad(loss, scale)[0].isfinite()
     where = torch.arange(6, device=DEVICE) != 2
     weights = torch.where(where, 1.0, torch.nan)
     ours = gradient(
@@ -186,6 +192,17 @@ def test_transforms_see_one_expression():
     torch.testing.assert_close(each, xent_array.cross_entropy(rows, target, reduction="none"))
     one = torch.func.grad(xent_array.cross_entropy)(rows, target)
     torch.testing.assert_close(one, gradient(F.cross_entropy, LOGITS[:3], target))
+
+
+def test_transformed_targets_and_masks_hide_their_values_too():
+    """Whichever argument a transform wraps, nobody looks at what it holds."""
+    rows, target = tensor(LOGITS[:3]), tensor([[0, 3, 1], [0, 9, 1]])
+    losses = torch.func.vmap(lambda t: xent_array.cross_entropy(rows, t))(target)
+    assert losses.isnan().tolist() == [False, True]
+    with pytest.raises(ValueError, match="on_empty='raise' must see which rows count"):
+        torch.func.vmap(
+            lambda mask: xent_array.cross_entropy(rows, target[0], where=mask, on_empty="raise")
+        )(tensor([[True, False, True]]))
 
 
 def test_parameters_and_no_grad():

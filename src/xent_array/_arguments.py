@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from xent_array._backends import Standard, backend_of, dtype_name
+from xent_array._backends import Memory, Standard, backend_of, dtype_name
 from xent_array._namespace import Array
 from xent_array._options import check_range, is_number
+
+#: The range of positive float32 numbers, those with fewer digits left out.
+_LEAST32, _MOST32 = 2.0**-126, (2.0 - 2.0**-23) * 2.0**127
 
 
 class Library:
@@ -17,7 +20,7 @@ class Library:
         self.backend: Standard = backend_of(name, leader)
         self.leader = self.backend.admit(name, leader)
         self.device = self.backend.device(self.leader)
-        self.memory = self.backend.memory(self.leader)
+        self.memory: Memory = self.backend.memory(self.leader)
         self.floating(name, self.leader)
 
     def admit(self, name: str, x: Array) -> Array:
@@ -28,6 +31,8 @@ class Library:
                 "all arrays of a call must come from one library, convert one of them"
             )
         x = self.backend.admit(name, x)
+        if self.backend.memory(x) == "opaque":
+            self.memory = "opaque"  # nothing may branch on what follows from it
         if (device := self.backend.device(x)) != self.device:
             raise ValueError(
                 f"{name} is on device {device} but {self.name} is on {self.device}: "
@@ -43,16 +48,23 @@ class Library:
 
     def scalar(self, name: str, value: float | Array, dtype: Any) -> float | Array:
         """Return a scalar option as a Python float, or as a 0-d array of `dtype`."""
-        if type(value) is float:
-            return value
         if is_number(value):
-            return float(value)
+            value = float(value)
+            self._check_fits(name, value, dtype)
+            return value
         value = self.admit(name, value)
         if not (self.backend.is_floating(value.dtype) or self.backend.is_integer(value.dtype)):
             raise TypeError(f"{name} must have a real dtype, got {dtype_name(value.dtype)}")
         if self.backend.memory(value) == "host":
-            check_range(name, value, concrete=self.backend.value(value))
+            concrete = self.backend.value(value)
+            check_range(name, value, concrete)
+            self._check_fits(name, concrete, dtype)
         return self.backend.cast(value, dtype)
+
+    def _check_fits(self, name: str, value: float, dtype: Any) -> None:
+        """Refuse a number that the compute dtype holds as infinite or as 0."""
+        if self.backend.itemsize(dtype) == 4 and value and not _LEAST32 <= abs(value) <= _MOST32:
+            raise ValueError(f"{name} must be within the range of {dtype_name(dtype)}, got {value}")
 
     def writable(self, name: str, x: Array) -> Array:
         """Return argument `name` if it can take a gradient of the leading argument."""

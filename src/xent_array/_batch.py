@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from xent_array._arguments import Library
 from xent_array._backends import Memory, Standard
+from xent_array._blocks import LOOK, row_blocks
 from xent_array._namespace import Array
 from xent_array._options import Options
 from xent_array._rows import class_axis, classes_last, row_factors, row_mask
@@ -32,6 +33,8 @@ class Batch(NamedTuple):
     where: Array | None
     sample_weight: Array | None
     logit_scale: Scalar
+    softcap: float | None
+    z_loss: float
     denominator: Scalar | None
     grad_output: Array | None  # one factor per row
     out: Array | None  # where the gradient goes, of the shape of the caller's logits
@@ -57,13 +60,17 @@ def gather(
     weight = class_weight(library, options.weight, classes, dtype)
     smoothing = library.scalar("label_smoothing", options.label_smoothing, dtype)
     where = row_mask(library, options.where, shape)
-    sample_weight = row_factors(library, "sample_weight", options.sample_weight, shape, dtype)
+    sample_weight = row_factors(library, "sample_weight", options.sample_weight, shape)
     scale = library.scalar("logit_scale", options.logit_scale, dtype)
+    z_loss = library.scalar("z_loss", options.z_loss, dtype)
+    softcap: float | None = None
+    if options.softcap is not None:
+        softcap = library.scalar("softcap", options.softcap, dtype)
     denominator: Scalar | None = None
     if options.denominator is not None and not isinstance(options.denominator, str):
         denominator = library.scalar("denominator", options.denominator, dtype)
     result_dtype = library.result_dtype(options.dtype)
-    upstream = _upstream(library, grad_output, options.reduction, shape, dtype)
+    upstream = _upstream(library, grad_output, options.reduction, shape)
     if out is not None:
         out = library.writable("out", out)
     q = Smoothing(backend, classes, weight, smoothing)
@@ -85,6 +92,8 @@ def gather(
         where=where,
         sample_weight=sample_weight,
         logit_scale=scale,
+        softcap=softcap,
+        z_loss=z_loss,
         denominator=denominator,
         grad_output=upstream,
         out=out,
@@ -93,7 +102,7 @@ def gather(
 
 
 def _upstream(
-    library: Library, x: Array | None, reduction: str, shape: tuple[int, ...], dtype: Any
+    library: Library, x: Array | None, reduction: str, shape: tuple[int, ...]
 ) -> Array | None:
     """Check grad_output, which is shaped like the loss or broadcasts to it."""
     given = tuple(getattr(x, "shape", ()))
@@ -101,7 +110,7 @@ def _upstream(
         raise ValueError(
             f"grad_output must be 0-d, as the loss of reduction={reduction!r}; got shape {given}"
         )
-    return row_factors(library, "grad_output", x, shape, dtype)
+    return row_factors(library, "grad_output", x, shape)
 
 
 def _raise_if_empty(
@@ -109,6 +118,8 @@ def _raise_if_empty(
 ) -> None:
     if library.memory == "opaque":
         raise ValueError("on_empty='raise' must see which rows count, and values cannot be seen")
-    kept = target.rows((...,), where).kept
-    if math.prod(shape) == 0 or not (kept is None or library.backend.xp.any(kept)):
-        raise ValueError(f"no row counts, of rows of shape {shape}, and on_empty is 'raise'")
+    for block in row_blocks(shape, LOOK) if math.prod(shape) else ():
+        kept = target.rows(block, None if where is None else where[block]).kept
+        if kept is None or library.backend.any(kept):
+            return
+    raise ValueError(f"no row counts, of rows of shape {shape}, and on_empty is 'raise'")

@@ -18,23 +18,31 @@ RowIndex = tuple[int | slice | EllipsisType, ...]
 #: call. "device" is a guess at a GPU's cache, to be measured on one.
 BLOCK_BYTES: dict[Memory, int] = {"host": 3 << 20, "device": 1 << 25}
 
+#: Bytes of a row beside its logits: of few classes, its indices, masks and sums weigh as much.
+ROW_BYTES = 64
 
-def walk(backend: Standard, z: Array, blocks: Sequence[RowIndex]) -> Iterator[RowIndex]:
-    """Visit blocks of `z` one by one, on a heap that keeps for the next what one frees.
+
+#: How many entries of a row argument are looked at in one go, a bound on the memory that takes.
+LOOK = 1 << 18
+
+
+def keep_heap(backend: Standard, z: Array) -> None:
+    """Have the heap keep what one block of `z` frees for the next.
 
     glibc gives memory back to the system whenever twice the size of the largest array ever freed
     lies free at the end of the heap. That is after every block, and faulting its pages in again
     costs more than the arithmetic. One larger array, taken and dropped untouched, raises that
     measure (M_TRIM_THRESHOLD in mallopt(3)); other allocators are not concerned.
     """
-    if len(blocks) > 1 and backend.memory(z) == "host":
+    if backend.memory(z) == "host":
         size = 8 * BLOCK_BYTES["host"]
         backend.xp.empty((size,), dtype=backend.xp.uint8, device=backend.device(z))
-    return iter(blocks)
 
 
 class Assembly:
     """Results of one block after another, written into memory that is taken once.
+
+    A result that one block does not have, no block has: None.
 
     Kept as they come, small results would lie between the large temporary arrays of the blocks,
     and those could not take each other's place: the heap would grow with the number of blocks.
@@ -46,7 +54,7 @@ class Assembly:
         self.columns: list[Any] = []
 
     def put(self, place: Any, parts: Sequence[Array | None]) -> None:
-        """Write one array or more at a place; None in one place is None in all."""
+        """Write the results of a block at its place."""
         if not self.columns:
             self.columns = [None if part is None else self._empty(part) for part in parts]
         for column, part in zip(self.columns, parts, strict=True):
@@ -73,12 +81,12 @@ def plan(
     Values that cannot be seen are not looped over, and a library that differentiates keeps every
     block it saw: there everything is one block.
     """
-    rows = math.prod(shape)
-    if memory == "opaque" or differentiable or rows * classes * itemsize <= BLOCK_BYTES[memory]:
+    row_bytes = classes * itemsize + ROW_BYTES
+    if memory == "opaque" or differentiable or math.prod(shape) * row_bytes <= BLOCK_BYTES[memory]:
         return Plan([(...,)], [slice(0, classes)])
-    entries = BLOCK_BYTES[memory] // itemsize
-    slabs = [slice(start, min(start + entries, classes)) for start in range(0, classes, entries)]
-    return Plan(list(row_blocks(shape, max(1, entries // classes))), slabs)
+    rows, width = max(1, BLOCK_BYTES[memory] // row_bytes), BLOCK_BYTES[memory] // itemsize
+    slabs = [slice(start, min(start + width, classes)) for start in range(0, classes, width)]
+    return Plan(list(row_blocks(shape, rows)), slabs)
 
 
 def row_blocks(shape: tuple[int, ...], size: int) -> Iterator[RowIndex]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from xent_array._batch import Batch
-from xent_array._blocks import Assembly, RowIndex, plan, walk
+from xent_array._blocks import Assembly, RowIndex, keep_heap, plan
 from xent_array._gradient import Demand, gradient
 from xent_array._namespace import Array
 from xent_array._reduce import Counts, count_rows, divisor, mean
@@ -77,7 +77,8 @@ def _of_all(
         return _of_block(batch, blocks[0], slabs, demand)
     backend, per_row = batch.backend, batch.options.reduction == "none"
     rows, parts = Assembly(backend, (*batch.shape, 1)), Assembly(backend, (len(blocks),))
-    for place, block in enumerate(walk(backend, batch.logits, blocks)):
+    keep_heap(backend, batch.logits)
+    for place, block in enumerate(blocks):
         loss, counts, _, stats = _of_block(batch, block, slabs, demand)
         rows.put(block, (loss, *stats) if per_row else stats)
         parts.put(place, () if per_row else (loss, *(counts or ())))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from xent_array._batch import Batch
 from xent_array._blocks import RowIndex
 from xent_array._namespace import Array
-from xent_array._rowwise import Reading, counted, transformed
+from xent_array._rowwise import Reading, counted, factor_of, transformed
 from xent_array._stats import Scalar, times
 from xent_array._wanted import Pull
 
@@ -37,7 +37,7 @@ def gradient(
     pull = Pull(
         rest=reading.row.rest,
         mass=reading.row.mass,
-        excess=2.0 * float(batch.options.z_loss) * lse if batch.options.z_loss else 0.0,
+        excess=2.0 * batch.z_loss * lse if batch.z_loss else 0.0,
         factor=_factor(batch, block, reading, demand),
     )
     for classes in slabs:
@@ -49,7 +49,7 @@ def gradient(
 
 
 def _of_slab(batch: Batch, block: RowIndex, classes: slice, reading: Reading, pull: Pull) -> Array:
-    backend, softcap = batch.backend, batch.options.softcap
+    backend, softcap = batch.backend, batch.softcap
     xp, exps, z = backend.xp, reading.exps, None
     if exps is None or softcap is not None:
         z = backend.cast(batch.logits[(*block, classes)], batch.compute_dtype)
@@ -58,7 +58,7 @@ def _of_slab(batch: Batch, block: RowIndex, classes: slice, reading: Reading, pu
         exps = xp.exp(times(scale, part - reading.row.top))
     grad = reading.rows.gradient(exps, pull, classes)
     if softcap is not None:
-        grad = grad * _tanh_slope(xp, times(batch.logit_scale, z) / float(softcap))
+        grad = grad * _tanh_slope(xp, times(batch.logit_scale, z) / softcap)
     return backend.cast(counted(xp, reading.rows, grad), batch.logits.dtype)
 
 
@@ -66,9 +66,9 @@ def _factor(batch: Batch, block: RowIndex, reading: Reading, demand: Demand) -> 
     """What a row's derivatives are multiplied by; NaN where its target is bad."""
     factor = batch.logit_scale / demand.divisor
     if batch.sample_weight is not None:
-        factor = factor * batch.sample_weight[block]
+        factor = factor * factor_of(batch, batch.sample_weight, block)
     if demand.upstream is not None:
-        factor = factor * demand.upstream[block]
+        factor = factor * factor_of(batch, demand.upstream, block)
     if reading.rows.bad is not None:
         xp, rest = batch.backend.xp, reading.row.rest
         factor = factor * xp.where(reading.rows.bad, xp.nan, xp.ones_like(rest))

@@ -230,6 +230,8 @@ class CrossEntropyLoss:
         return_stats: bool = False,
         **options: Unpack[Keywords],
     ) -> None:
+        if unknown := options.keys() - set(Options._fields):
+            raise TypeError(f"CrossEntropyLoss has no option {min(unknown)!r}")
         every = Options(weight, return_stats=return_stats, **options)
         object.__setattr__(self, "options", checked(every))
 
@@ -240,15 +242,20 @@ class CrossEntropyLoss:
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{name} cannot be set: a {type(self).__name__} is frozen")
 
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{name} cannot be deleted: a {type(self).__name__} is frozen")
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), tuple(self.options))
+        return _restore, (type(self), tuple(self.options)), getattr(self, "__dict__", None)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.options.changed()})"
 
 
 def _restore(kind: type[CrossEntropyLoss], options: tuple[Any, ...]) -> CrossEntropyLoss:
-    return kind(**Options(*options)._asdict())
+    loss = object.__new__(kind)
+    object.__setattr__(loss, "options", Options(*options))
+    return loss
 
 
 def _returned(result: Result) -> Any:

@@ -16,6 +16,8 @@ def namespace_of(x: object) -> Any | None:
     The three libraries that need array-api-compat's wrapper are asked for first and by name: its
     general look-up is cached in a way that ``torch.compile`` warns about.
     """
+    if isinstance(x, type):
+        return None  # compat would take the class of an array for an array
     if compat.is_torch_array(x):
         import array_api_compat.torch as xp
     elif compat.is_numpy_array(x):

@@ -99,24 +99,31 @@ def check_range(name: str, value: object, concrete: float | None = None) -> None
     The range of an array is checked once its value is known, which is passed as `concrete`.
     """
     if is_number(value):
-        concrete = value  # type: ignore[assignment]
-    elif (shape := getattr(value, "shape", None)) is None:
+        concrete = _as_float(value)
+    elif isinstance(value, type) or (shape := getattr(value, "shape", None)) is None:
         raise TypeError(f"{name} must be a number or a 0-d array, got {describe(value)}")
     elif shape != ():
         raise ValueError(f"{name} must be a number or a 0-d array, got shape {tuple(shape)}")
     expected, holds = _RANGES[name]
     if concrete is not None and not holds(concrete):
-        raise ValueError(f"{name} must be {expected}, got {concrete!r}")
+        raise ValueError(f"{name} must be {expected}, got {concrete}")
 
 
 def is_number(value: object) -> bool:
-    return type(value) in (float, int) or (isinstance(value, Real) and not isinstance(value, bool))
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an int or a fraction beyond every float
+        return math.inf if value > 0 else -math.inf
 
 
 def describe(value: object) -> str:
     """A short repr: arrays by shape and dtype."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    if shape is None or dtype is None or is_number(value):
+    if isinstance(value, type) or shape is None or dtype is None or is_number(value):
         return repr(value)
     return f"array(shape={tuple(shape)}, dtype={dtype_name(dtype)})"
 

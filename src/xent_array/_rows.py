@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from operator import index
-from typing import Any
 
 from xent_array._arguments import Library
 from xent_array._backends import Standard, dtype_name
@@ -41,15 +40,12 @@ def classes_back(backend: Standard, x: Array, axis: int) -> Array:
 
 
 def row_factors(
-    library: Library, name: str, x: Array | None, shape: tuple[int, ...], dtype: Any
+    library: Library, name: str, x: Array | None, shape: tuple[int, ...]
 ) -> Array | None:
-    """Check factors of the rows; view them as rows, of the compute dtype, class axis of length one.
-
-    They are sample_weight, and grad_output of losses per row.
-    """
+    """Check sample_weight or grad_output; view it with a class axis of length one."""
     if x is None:
         return None
-    x = library.backend.cast(library.floating(name, library.admit(name, x)), dtype)
+    x = library.floating(name, library.admit(name, x))
     return _broadcast(library.backend, name, x, shape)
 
 
@@ -65,14 +61,12 @@ def row_mask(library: Library, where: Array | None, shape: tuple[int, ...]) -> A
 
 def _broadcast(backend: Standard, name: str, x: Array, shape: tuple[int, ...]) -> Array:
     given = tuple(x.shape)
-    aligned = len(given) == len(shape) and all(map(_fits, given, shape))
+    aligned = len(given) == len(shape) and all(
+        length in (1, rows) for length, rows in zip(given, shape, strict=True)
+    )
     if given != () and not aligned:
         raise ValueError(
             f"{name} must be 0-d or broadcast, axis by axis, to the rows' shape {shape}; "
             f"got shape {given}"
         )
     return backend.xp.broadcast_to(x, shape)[..., None]
-
-
-def _fits(length: int, rows: int) -> bool:
-    return length in (1, rows)

@@ -55,13 +55,13 @@ def evaluate_rows(batch: Batch, block: RowIndex, slabs: list[slice]) -> RowResul
     xp = backend.xp
     reading = _read(batch, block, slabs)
     rows, loss = reading.rows, finish(xp, reading.row)
-    if options.z_loss:
-        loss = loss + float(options.z_loss) * (reading.lse * reading.lse)
+    if batch.z_loss:
+        loss = loss + batch.z_loss * (reading.lse * reading.lse)
     stats: Sequence[Array] = ()
     if options.return_stats:
         stats = Stats(reading.lse, reading.prediction, _correct(rows, reading.prediction))
     if batch.sample_weight is not None:
-        loss = loss * counted(xp, rows, batch.sample_weight[block])
+        loss = loss * counted(xp, rows, factor_of(batch, batch.sample_weight, block))
     if rows.bad is not None:  # by a product, so that the gradient is NaN under autodiff too
         loss = loss * xp.where(rows.bad, xp.nan, xp.ones_like(loss))
     weight = weight_of(batch, block, rows)
@@ -78,8 +78,14 @@ def weight_of(batch: Batch, block: RowIndex, rows: TargetRows) -> Array | None:
     weight = rows.row_weight()
     if batch.sample_weight is None:
         return weight
-    sample_weight = counted(batch.backend.xp, rows, batch.sample_weight[block])
+    sample_weight = factor_of(batch, batch.sample_weight, block)
+    sample_weight = counted(batch.backend.xp, rows, sample_weight)
     return sample_weight if weight is None else weight * sample_weight
+
+
+def factor_of(batch: Batch, x: Array, block: RowIndex) -> Array:
+    """Factors of the rows of a block, in the compute dtype."""
+    return batch.backend.cast(x[block], batch.compute_dtype)
 
 
 def _read(batch: Batch, block: RowIndex, slabs: list[slice]) -> Reading:
@@ -88,21 +94,24 @@ def _read(batch: Batch, block: RowIndex, slabs: list[slice]) -> Reading:
     parts, prediction, best, lse = [], None, None, None
     several = len(slabs) > 1
     for classes in slabs:
-        part = backend.cast(z[..., classes] if several else z, batch.compute_dtype)
-        part, scale = transformed(xp, part, batch.logit_scale, batch.options.softcap)
-        argtop = backend.row_argmax(part) if batch.options.return_stats else None
-        if batch.differentiable:
-            # The gradient of a row that does not count is 0 only if nothing in it is NaN.
-            part = counted(xp, rows, part)
+        given = backend.cast(z[..., classes] if several else z, batch.compute_dtype)
+        # The gradient of a row that does not count is 0 only if nothing in it is NaN.
+        counts = counted(xp, rows, given) if batch.differentiable else given
+        part, scale = transformed(xp, counts, batch.logit_scale, batch.softcap)
         seen = spread(backend, part, scale, slab=several, differentiable=batch.differentiable)
         parts.append(FourNumbers(seen.top, seen.rest, *rows.weigh(seen.shifted, classes)))
-        if argtop is not None:
-            argtop = argtop + classes.start
-            higher = best is not None and seen.top > best
-            prediction = argtop if best is None else xp.where(higher, argtop, prediction)
-            best = seen.top if best is None else xp.maximum(best, seen.top)
+        if batch.options.return_stats:
+            if counts is not given:
+                part, _ = transformed(xp, given, batch.logit_scale, batch.softcap)
+            argtop = backend.row_argmax(part) + classes.start
+            if best is None:
+                prediction, best = argtop, seen.top
+            else:  # the first NaN is the greatest, as it is to argmax
+                higher = (seen.top > best) | (xp.isnan(seen.top) & ~xp.isnan(best))
+                prediction = xp.where(higher, argtop, prediction)
+                best = xp.maximum(best, seen.top)
     row = merge_tree(xp, parts, scale)
-    if batch.options.z_loss or batch.options.return_stats:
+    if batch.z_loss or batch.options.return_stats:
         lse = counted(xp, rows, logsumexp(xp, row.top, row.rest, scale))
     return Reading(rows, row, scale, lse, prediction, None if several else seen.exps)
 
@@ -113,9 +122,11 @@ def transformed(xp: Any, z: Array, scale: Scalar, softcap: float | None) -> tupl
     A negative scale turns the order of the logits round: its sign is applied at once.
     """
     if softcap is not None:
-        return float(softcap) * xp.tanh(times(scale, z) / float(softcap)), 1.0
+        return softcap * xp.tanh(times(scale, z) / softcap), 1.0
     if isinstance(scale, float):
-        return (z, scale) if scale >= 0.0 else (-z, -scale)
+        if scale == 0.0:
+            return scale * z, 1.0
+        return (z, scale) if scale > 0.0 else (-z, -scale)
     sign = xp.where(scale < 0.0, -xp.ones_like(scale), xp.ones_like(scale))
     return z * sign, scale * sign
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from xent_array._arguments import Library
-from xent_array._blocks import Assembly, Plan, RowIndex, plan, walk
+from xent_array._blocks import Assembly, Plan, RowIndex, keep_heap, plan
 from xent_array._namespace import Array
 from xent_array._options import check_integer
 from xent_array._rows import class_axis, classes_back, classes_last
@@ -138,7 +138,8 @@ def logsumexp(x: ArrayT, axis: int = -1) -> ArrayT:
             lse = of_block(blocks[0])
         else:
             rows = Assembly(backend, (*z.shape[:-1], 1))
-            for block in walk(backend, z, blocks):
+            keep_heap(backend, z)
+            for block in blocks:
                 rows.put(block, [of_block(block)])
             (lse,) = rows.columns
     result: ArrayT = backend.finalize(lse[..., 0], z.dtype)
@@ -166,7 +167,8 @@ def _along_classes(x: ArrayT, axis: int, formula: Callable[[Any, Spread], Array]
             tuple(library.leader.shape), dtype=z.dtype, device=library.device
         )
         out_rows = classes_last(backend, out, axis)
-        for block in walk(backend, z, blocks):
+        keep_heap(backend, z)
+        for block in blocks:
             out_rows[block] = of_block(block)
     return out
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from xent_array._arguments import Library
 from xent_array._backends import Standard, dtype_name
-from xent_array._blocks import row_blocks
+from xent_array._blocks import LOOK, row_blocks
 from xent_array._namespace import Array
 from xent_array._options import Options
 from xent_array._rows import classes_last
@@ -90,7 +90,8 @@ def _indices(
     if options.check is True and library.memory == "opaque":
         raise ValueError("check=True must see the values of target, and they cannot be seen")
     look = options.check is True or (options.check == "auto" and library.memory == "host")
-    inside = math.prod(target.shape) == 0 or (look and backend.within(target, q.classes))
+    rows = math.prod(target.shape)
+    inside = rows == 0 or (look and _within(backend, target, rows, q.classes))
     index = target[..., None]
     if inside and not 0 <= ignore < q.classes:
         return IndexTarget(q, index, ignore_index=None, trusted=True)
@@ -104,8 +105,12 @@ def _indices(
     return IndexTarget(q, index, held, trusted=look)
 
 
-#: How many indices are looked at in one go for one that is bad: a bound on the memory that takes.
-_LOOK = 1 << 18
+def _within(backend: Standard, target: Array, rows: int, classes: int) -> bool:
+    """Whether every index is a class."""
+    if rows <= LOOK:
+        return backend.within(target, classes)
+    blocks = row_blocks(tuple(target.shape), LOOK)
+    return all(backend.within(target[block], classes) for block in blocks)
 
 
 def _raise_bad(
@@ -114,7 +119,7 @@ def _raise_bad(
     """Raise IndexError for the first row that counts and whose index is not a class, if any."""
     backend, before = library.backend, 0
     shape, classes = tuple(target.index.shape[:-1]), target.q.classes
-    for block in row_blocks(shape, _LOOK):
+    for block in row_blocks(shape, LOOK):
         rows = target.rows(block, None if where is None else where[block])
         bad = backend.xp.reshape(rows.bad, (-1,))
         if backend.any(bad):

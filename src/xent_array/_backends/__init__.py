@@ -6,6 +6,7 @@ No library is imported before an array of it arrives: the module of that name is
 from __future__ import annotations
 
 import importlib
+import threading
 
 from xent_array._backends._standard import Memory, Standard, dtype_name
 from xent_array._namespace import namespace_of
@@ -20,13 +21,15 @@ _MODULES = {
 }
 
 _by_type: dict[type, Standard] = {}
+_finding = threading.Lock()
 
 
 def backend_of(name: str, x: object) -> Standard:
     """Return the backend of argument `name`, or raise TypeError when it is not an array."""
     backend = _by_type.get(type(x))
     if backend is None:
-        backend = _by_type[type(x)] = _find(name, x)
+        with _finding:  # one backend per library, by whose identity its arrays are told
+            backend = _by_type[type(x)] = _find(name, x)
     return backend
 
 

@@ -66,7 +66,7 @@ class Backend(Standard):
         return float(x.detach())
 
     def row_sum(self, x: Array) -> Array:
-        return torch.sum(x, dim=-1, keepdim=True)  # a cascade, along any axis
+        return torch.sum(x, dim=-1, keepdim=True)  # a cascade along any axis: 20 units or so
 
     def gather(self, x: Array, index: Array) -> Array:
         return torch.gather(x, -1, index)
