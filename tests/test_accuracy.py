@@ -88,10 +88,11 @@ def test_any_layout_keeps_precision(xp, classes):
 
 @pytest.mark.parametrize("classes", [1000, 8000, 20_000])
 @pytest.mark.parametrize("rest", [0.4, 0.5, 0.9, 1.9, 2.1])
-def test_sums_just_above_one(xp, classes, rest):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_just_above_one(xp, classes, rest, dtype):
     """Many equal logits below one top: the sum's error is not multiplied when its 1 is taken."""
     share = rest / (classes - 1) * (1 + np.random.default_rng(0).random(20) * 0.02)
-    z = np.repeat(np.log(share).astype("float32")[:, None], classes, 1)
+    z = np.repeat(np.log(share).astype(dtype)[:, None], classes, 1)
     z[:, 0] = 0.0
     truth = [
         mpmath.log1p((classes - 1) * mpmath.exp(mpmath.mpf(float(below)))) for below in z[:, 1]
@@ -99,9 +100,9 @@ def test_sums_just_above_one(xp, classes, rest):
     first = make(xp, np.zeros(20, dtype=int))
     margin = -z[:, 1].max()
     for logits, axis in ((z, 1), (np.ascontiguousarray(z.T), 0)):
-        loss = xent_array.cross_entropy(make(xp, logits), first, axis=axis, reduction="none")
+        loss = xent_array.cross_entropy(make(xp, logits, dtype), first, axis=axis, reduction="none")
         for ours, true in zip(to_numpy(loss).tolist(), truth, strict=True):
-            assert abs(mpmath.mpf(ours) / true - 1) <= (32 + margin) * unit("float32")
+            assert abs(mpmath.mpf(ours) / true - 1) <= (32 + margin) * unit(dtype)
 
 
 @pytest.mark.parametrize("offset", OFFSETS)

@@ -48,6 +48,8 @@ class Library:
 
     def scalar(self, name: str, value: float | Array, dtype: Any) -> float | Array:
         """Return a scalar option as a Python float, or as a 0-d array of `dtype`."""
+        if type(value) is float and value in (0.0, 1.0):
+            return value  # what most calls leave an option at, at once
         if is_number(value):
             value = float(value)
             self._check_fits(name, value, dtype)

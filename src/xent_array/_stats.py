@@ -83,19 +83,15 @@ def _sum_less_one(backend: Standard, exps: Array) -> Array:
     """Sum all but one of the entries that are 1.
 
     Subtracting the 1 again is exact, but an error of the sum is one of `rest` 1 + 1/rest times as
-    great. Where that is above 1.5 the entries that are 1, of which there are two at most, are
-    counted and the others summed by themselves.
+    great: 3 times where the sum is 1.5. Below there is one entry of 1, the top; it is left out.
     """
     xp = backend.xp
     total = backend.row_sum(exps)
     rest = total - 1.0
-    if not backend.least(total) >= 3.0:  # NaN hides the least: look closer
-        rows = (total < 3.0)[..., 0]
+    if not backend.least(total) >= 1.5:  # NaN hides the least: look closer
+        rows = (total < 1.5)[..., 0]
         few = exps[rows, :]
-        ones = few == 1.0
-        count = backend.row_sum(xp.astype(ones, few.dtype))
-        further = xp.maximum(count - 1.0, xp.zeros_like(count))  # none in a slab of -inf
-        rest[rows, :] = backend.row_sum(xp.where(ones, 0.0, few)) + further
+        rest[rows, :] = backend.row_sum(xp.where(few == 1.0, 0.0, few))
     return rest
 
 
