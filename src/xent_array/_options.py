@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from numbers import Real
-from operator import index
+from operator import index, is_
 from typing import Any, Literal, NamedTuple, TypedDict
 
 from xent_array._backends import dtype_name
@@ -73,6 +73,8 @@ class Keywords(TypedDict, total=False):
 
 def checked(options: Options) -> Options:
     """Return `options` if each is valid by itself."""
+    if all(map(is_, options, DEFAULTS)):
+        return options
     for name, value, default in zip(Options._fields, options, DEFAULTS, strict=True):
         if value is not default and name in _CHECKS:
             _CHECKS[name](name, value)

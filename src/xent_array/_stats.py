@@ -83,15 +83,19 @@ def _sum_less_one(backend: Standard, exps: Array) -> Array:
     """Sum all but one of the entries that are 1.
 
     Subtracting the 1 again is exact, but an error of the sum is one of `rest` 1 + 1/rest times as
-    great: 3 times where the sum is 1.5. Below there is one entry of 1, the top; it is left out.
+    great. Below a sum that the library says it can be trusted from, the entries that are 1 are
+    counted and the others summed by themselves.
     """
     xp = backend.xp
     total = backend.row_sum(exps)
     rest = total - 1.0
-    if not backend.least(total) >= 1.5:  # NaN hides the least: look closer
-        rows = (total < 1.5)[..., 0]
+    if not backend.least(total) >= backend.trusted_sum:  # NaN hides the least: look closer
+        rows = (total < backend.trusted_sum)[..., 0]
         few = exps[rows, :]
-        rest[rows, :] = backend.row_sum(xp.where(few == 1.0, 0.0, few))
+        ones = few == 1.0
+        count = backend.row_sum(xp.astype(ones, few.dtype))
+        further = xp.maximum(count - 1.0, xp.zeros_like(count))  # none in a slab of -inf
+        rest[rows, :] = backend.row_sum(xp.where(ones, 0.0, few)) + further
     return rest
 
 
