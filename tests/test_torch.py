@@ -1,5 +1,8 @@
 """torch: its autograd through the loss, autocast, transforms, and what it must refuse."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -89,6 +92,79 @@ def test_gradcheck_of_everything_differentiable():
     assert torch.autograd.gradgradcheck(of_indices, arrays)
     soft = tensor(PROBABILITIES, requires_grad=True)
     assert torch.autograd.gradcheck(of_probabilities, (soft, *arrays[:2]))
+
+
+# torch's own gradcheck uses torch.jit for forward mode, and warns of it.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("axis", [1, -1, 0])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_the_rule_in_every_mode(axis, reduction):
+    """Logits alone are differentiated: backward, twice, forward mode, and by many vectors."""
+    target = tensor([[0, 3], [-100, 2], [2, 1]])
+    weight = tensor(WEIGHT, dtype=torch.float64)
+    logits = torch.movedim(tensor(RNG.normal(size=(3, 4, 2))), 1, axis).requires_grad_()
+
+    def loss(z):
+        return xent_array.cross_entropy(
+            z,
+            target,
+            axis=axis,
+            weight=weight,
+            label_smoothing=0.1,
+            z_loss=0.05,
+            softcap=9.0,
+            reduction=reduction,
+        )
+
+    assert torch.autograd.gradcheck(
+        loss, logits, check_forward_ad=True, check_batched_grad=True, check_undefined_grad=False
+    )
+    assert torch.autograd.gradgradcheck(loss, logits, check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_backward_keeps_the_logits_and_nothing_of_their_size(reduction):
+    """torch's own function keeps the log-probabilities as well."""
+    logits = torch.zeros(64, 1000, device=DEVICE, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        xent_array.cross_entropy(logits, tensor([1] * 64), label_smoothing=0.1, reduction=reduction)
+    assert [tuple(x.shape) for x in kept] == [(64, 1000), (64,)]
+    assert kept[0].data_ptr() == logits.data_ptr()
+
+
+@pytest.mark.parametrize("changed", ["logits", "target", "weight"])
+def test_a_change_in_place_before_backward_is_an_error(changed):
+    """As everywhere in torch; a silently wrong gradient otherwise."""
+    arrays = {
+        "logits": tensor(LOGITS, requires_grad=True) * 1.0,
+        "target": tensor(TARGET),
+        "weight": tensor(WEIGHT, dtype=torch.float64),
+    }
+    loss = xent_array.cross_entropy(arrays["logits"], arrays["target"], weight=arrays["weight"])
+    with torch.no_grad():
+        arrays[changed].add_(0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_backward_twice():
+    """With retain_graph the gradient is computed again, and is the same."""
+    logits = tensor(LOGITS, requires_grad=True)
+    loss = xent_array.cross_entropy(logits, tensor(TARGET))
+    first, second = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, 1e8])
+def test_backward_is_as_exact_as_the_gradient_itself(offset):
+    """Bit for bit that of cross_entropy_and_grad, ties and far offsets included."""
+    logits = tensor(LOGITS * 8 + offset, dtype=torch.float32)
+    logits[0, :2] = logits[0].max()
+    _, expected = xent_array.cross_entropy_and_grad(logits, tensor(TARGET), label_smoothing=0.1)
+    leaf = logits.clone().requires_grad_()
+    xent_array.cross_entropy(leaf, tensor(TARGET), label_smoothing=0.1).backward()
+    assert torch.equal(leaf.grad, expected)
 
 
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf])
@@ -203,6 +279,27 @@ def test_transformed_targets_and_masks_hide_their_values_too():
         torch.func.vmap(
             lambda mask: xent_array.cross_entropy(rows, target[0], where=mask, on_empty="raise")
         )(tensor([[True, False, True]]))
+
+
+COMPILED_FIRST = """
+import torch, xent_array
+target = torch.tensor([0, 3, -100, 2])
+def loss(logits):
+    return xent_array.cross_entropy(logits, target, label_smoothing=0.1)
+def gradient(function):
+    logits = torch.arange(20.0).reshape(4, 5).requires_grad_()
+    function(logits).backward()
+    return logits.grad
+compiled = gradient(torch.compile(loss, fullgraph=True, backend="aot_eager"))
+torch.testing.assert_close(compiled, gradient(loss))
+"""
+
+
+def test_the_first_call_of_all_may_be_compiled():
+    """In one graph, with warnings as errors: nothing is looked up in a way that breaks it."""
+    command = [sys.executable, "-W", "error", "-c", COMPILED_FIRST]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_parameters_and_no_grad():

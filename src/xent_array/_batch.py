@@ -26,8 +26,9 @@ class Batch(NamedTuple):
     result_dtype: Any
     shape: tuple[int, ...]  # of the rows
     classes: int
-    axis: int  # of the classes in the caller's logits, whose shape is
-    logits_shape: tuple[int, ...]
+    axis: int  # of the classes in the caller's logits
+    caller_logits: Array
+    inputs: tuple[Array | None, ...]  # the other arrays, as the caller gave them
     logits: Array
     target: Target
     where: Array | None
@@ -86,7 +87,8 @@ def gather(
         shape,
         classes,
         axis,
-        tuple(library.leader.shape),
+        library.leader,
+        (target, options.weight, options.sample_weight, options.where),
         z,
         checked,
         where,

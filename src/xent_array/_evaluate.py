@@ -18,7 +18,7 @@ class Result(NamedTuple):
     """What the caller gets; None for what was not asked for."""
 
     loss: Array
-    grad_logits: Array | None
+    grad_logits: Array
     stats: Stats | None
 
 
@@ -51,7 +51,8 @@ def value_and_grad(batch: Batch) -> Result:
         out = batch.out
         if out is None and len(blocks) > 1:
             device = backend.device(batch.logits)
-            out = backend.xp.empty(batch.logits_shape, dtype=batch.logits.dtype, device=device)
+            shape = tuple(batch.caller_logits.shape)
+            out = backend.xp.empty(shape, dtype=batch.logits.dtype, device=device)
         into = None if out is None else classes_last(backend, out, batch.axis)
         outcome = _of_all(batch, blocks, slabs, Demand(into, batch.grad_output, by))
         if out is None:

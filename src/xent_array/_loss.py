@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeVar, Unpack, overload
 
+from xent_array._autodiff import evaluate
 from xent_array._batch import gather
-from xent_array._evaluate import Result, value
+from xent_array._evaluate import Result
 from xent_array._namespace import Array
 from xent_array._options import (
     DEFAULTS,
@@ -183,7 +184,7 @@ def cross_entropy(
         check,
         return_stats,
     )
-    return _returned(value(gather(logits, target, checked(options))))
+    return _returned(evaluate(gather(logits, target, checked(options))))
 
 
 class CrossEntropyLoss:
@@ -237,7 +238,7 @@ class CrossEntropyLoss:
 
     def __call__(self, logits: Array, target: Array) -> Any:
         """Return what `cross_entropy` returns with these options."""
-        return _returned(value(gather(logits, target, self.options)))
+        return _returned(evaluate(gather(logits, target, self.options)))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{name} cannot be set: a {type(self).__name__} is frozen")

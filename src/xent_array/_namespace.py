@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import array_api_compat as compat
@@ -11,19 +12,14 @@ Array = Any
 
 
 def namespace_of(x: object) -> Any | None:
-    """Return the Array API namespace that `x` belongs to, or None when `x` is not an array.
-
-    The three libraries that need array-api-compat's wrapper are asked for first and by name: its
-    general look-up is cached in a way that ``torch.compile`` warns about.
-    """
-    if isinstance(x, type):
-        return None  # compat would take the class of an array for an array
-    if compat.is_torch_array(x):
+    """Return the Array API namespace that `x` belongs to, or None when `x` is not an array."""
+    # torch is asked for first, and here: torch.compile warns of compat's cached questions.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
         import array_api_compat.torch as xp
-    elif compat.is_numpy_array(x):
-        import array_api_compat.numpy as xp  # type: ignore[no-redef]
-    elif compat.is_array_api_obj(x):
-        return compat.array_namespace(x)
-    else:
+
+        return xp
+    # compat would take the class of an array for an array.
+    if isinstance(x, type) or not compat.is_array_api_obj(x):
         return None
-    return xp
+    return compat.array_namespace(x)

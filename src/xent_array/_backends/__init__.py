@@ -5,31 +5,23 @@ No library is imported before an array of it arrives: the module of that name is
 
 from __future__ import annotations
 
-import importlib
-import threading
-
 from xent_array._backends._standard import Memory, Standard, dtype_name
 from xent_array._namespace import namespace_of
 
 __all__ = ["Memory", "Standard", "backend_of", "dtype_name"]
 
-#: Namespaces with a module of their own here; every other library is taken at the standard's word.
-_MODULES = {
-    "array_api_compat.numpy": "numpy",
-    "array_api_compat.torch": "torch",
-    "array_api_strict": "array_api_strict",
-}
-
 _by_type: dict[type, Standard] = {}
-_finding = threading.Lock()
+_by_library: dict[str, Standard] = {}
 
 
 def backend_of(name: str, x: object) -> Standard:
-    """Return the backend of argument `name`, or raise TypeError when it is not an array."""
+    """Return the backend of argument `name`, or raise TypeError when it is not an array.
+
+    There is one for each library, by whose identity the arrays of two libraries are told apart.
+    """
     backend = _by_type.get(type(x))
     if backend is None:
-        with _finding:  # one backend per library, by whose identity its arrays are told
-            backend = _by_type[type(x)] = _find(name, x)
+        backend = _by_type[type(x)] = _find(name, x)
     return backend
 
 
@@ -37,14 +29,24 @@ def _find(name: str, x: object) -> Standard:
     xp = namespace_of(x)
     if xp is None:
         raise TypeError(f"{name} must be an array, got {type(x).__name__}: {_advice(x)}")
-    for known in _by_type.values():
-        if known.xp is xp:
-            return known
-    module = _MODULES.get(xp.__name__)
-    if module is None:
-        return Standard(xp)
-    backend: Standard = importlib.import_module(f"{__name__}.{module}").Backend(xp)
-    return backend
+    library = xp.__name__
+    if library not in _by_library:
+        # Of several threads that come here first, one wins; torch.compile knows no locks.
+        _by_library.setdefault(library, _kind(library)(xp))
+    return _by_library[library]
+
+
+def _kind(library: str) -> type[Standard]:
+    """What answers for a library; one not named here is taken at the standard's word."""
+    if library == "array_api_compat.numpy":
+        from xent_array._backends.numpy import Backend
+    elif library == "array_api_compat.torch":
+        from xent_array._backends.torch import Backend  # type: ignore[assignment]
+    elif library == "array_api_strict":
+        from xent_array._backends.array_api_strict import Backend  # type: ignore[assignment]
+    else:
+        return Standard
+    return Backend
 
 
 def _advice(x: object) -> str:

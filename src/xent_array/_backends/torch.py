@@ -82,7 +82,11 @@ class Backend(Standard):
 
 
 def _holds_no_values(x: Array) -> bool:
-    """A meta or fake tensor, or one wrapped by a torch.func transform."""
+    """A meta or fake tensor, or one wrapped by a torch.func transform or by batched backward."""
+    functorch = torch._C._functorch
     return (
-        type(x) not in _CONCRETE or x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        type(x) not in _CONCRETE
+        or x.is_meta
+        or functorch.is_functorch_wrapped_tensor(x)
+        or functorch.is_legacy_batchedtensor(x)
     )
