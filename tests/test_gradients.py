@@ -193,6 +193,24 @@ def test_blocks_and_slabs_agree(xp, target, size, monkeypatch):
     np.testing.assert_array_equal(to_numpy(logits), cut)
 
 
+@pytest.mark.parametrize("shape", [(9,), (1, 9)])
+@pytest.mark.parametrize("kind", ["index", "probabilities"])
+def test_one_row_wider_than_the_budget(xp, shape, kind, monkeypatch):
+    """One block, of several slabs: every class has its derivative."""
+    logits = RNG.normal(size=shape)
+    target = RNG.dirichlet(np.ones(9), size=shape[:-1])
+    if kind == "index":
+        target = target.argmax(axis=-1)
+    _, whole = both(xp, logits=logits, target=np.asarray(target))
+    set_budget(monkeypatch, 8 * 4)
+    _, cut = both(xp, logits=logits, target=np.asarray(target))
+    np.testing.assert_allclose(cut, whole, rtol=1e-13, atol=1e-16)
+    if xp is torch:
+        leaf = make(xp, logits).requires_grad_()
+        xent_array.cross_entropy(leaf, make(xp, np.asarray(target))).backward()
+        np.testing.assert_array_equal(to_numpy(leaf.grad), cut)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_rows_sum_to_zero(xp, smoothing):
     """Within 4 units of the sum of the parts A·p + q, which is 2."""
@@ -327,6 +345,16 @@ def test_what_cannot_be_written_to():
     leaf = torch.zeros(6, 4, dtype=torch.float64, requires_grad=True)
     with pytest.raises(ValueError, match="out cannot be written to: it requires grad"):
         xent_array.cross_entropy_and_grad(torch.tensor(LOGITS), torch.tensor(TARGET), out=leaf)
+
+
+def test_out_that_repeats_entries_is_refused():
+    repeated = np.lib.stride_tricks.as_strided(np.zeros(4), (6, 4), (0, 8))
+    for out, logits, target in [
+        (repeated, LOGITS, TARGET),
+        (torch.zeros(1, 4).double().expand(6, 4), torch.tensor(LOGITS), torch.tensor(TARGET)),
+    ]:
+        with pytest.raises(ValueError, match="out cannot be written to: its entries share memory"):
+            xent_array.cross_entropy_and_grad(logits, target, out=out)
 
 
 def test_results_are_constants_to_torch():

@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     classes: int
     axis: int  # of the classes in the caller's logits
     caller_logits: Array
-    inputs: tuple[Array | None, ...]  # the other arrays, as the caller gave them
+    inputs: tuple[Any, ...]  # what else may be differentiated, as the caller gave it
     logits: Array
     target: Target
     where: Array | None
@@ -78,6 +78,15 @@ def gather(
     checked = check_target(library, target, options, axis=axis, q=q, where=where)
     if options.on_empty == "raise" and options.reduction == "mean":
         _raise_if_empty(library, checked, where, shape)
+    inputs = (
+        target,
+        options.weight,
+        options.sample_weight,
+        options.where,
+        options.label_smoothing,
+        options.logit_scale,
+        options.denominator,
+    )
     return Batch(  # in place: naming twenty fields costs a small call 2 µs
         backend,
         options,
@@ -88,7 +97,7 @@ def gather(
         classes,
         axis,
         library.leader,
-        (target, options.weight, options.sample_weight, options.where),
+        inputs,
         z,
         checked,
         where,
@@ -99,7 +108,7 @@ def gather(
         denominator,
         upstream,
         out,
-        backend.differentiates(z, target, weight, sample_weight, smoothing, scale),
+        backend.differentiates(z, *inputs),
     )
 
 

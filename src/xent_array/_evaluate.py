@@ -49,7 +49,7 @@ def value_and_grad(batch: Batch) -> Result:
     with backend.detached(), backend.quiet():
         by = divisor(batch, _counts(batch, blocks)) if batch.options.reduction == "mean" else 1.0
         out = batch.out
-        if out is None and len(blocks) > 1:
+        if out is None and (len(blocks) > 1 or len(slabs) > 1):
             device = backend.device(batch.logits)
             shape = tuple(batch.caller_logits.shape)
             out = backend.xp.empty(shape, dtype=batch.logits.dtype, device=device)

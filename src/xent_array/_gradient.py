@@ -40,11 +40,11 @@ def gradient(
         excess=2.0 * batch.z_loss * lse if batch.z_loss else 0.0,
         factor=_factor(batch, block, reading, demand),
     )
+    if demand.into is None:
+        (classes,) = slabs
+        return _of_slab(batch, block, classes, reading, pull)
     for classes in slabs:
-        grad = _of_slab(batch, block, classes, reading, pull)
-        if demand.into is None:
-            return grad
-        demand.into[(*block, classes)] = grad
+        demand.into[(*block, classes)] = _of_slab(batch, block, classes, reading, pull)
     return None
 
 
@@ -63,7 +63,10 @@ def _of_slab(batch: Batch, block: RowIndex, classes: slice, reading: Reading, pu
 
 
 def _factor(batch: Batch, block: RowIndex, reading: Reading, demand: Demand) -> Scalar:
-    """What a row's derivatives are multiplied by; NaN where its target is bad."""
+    """What a row's derivatives are multiplied by; NaN where its target is bad.
+
+    The scale of the logits is here with its sign, whatever `transformed` made of it.
+    """
     factor = batch.logit_scale / demand.divisor
     if batch.sample_weight is not None:
         factor = factor * factor_of(batch, batch.sample_weight, block)

@@ -1,4 +1,4 @@
-"""torch: of all the loss computes, its backward needs nothing but the logits."""
+"""torch: of all the loss computes, its backward needs nothing but the arguments."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
 
 from xent_array._batch import Batch
 from xent_array._evaluate import Result, value, value_and_grad
+from xent_array._options import DEFAULTS
 from xent_array._rows import classes_last
 
 
@@ -16,56 +18,71 @@ def evaluate_torch(batch: Batch) -> Result:
     """Evaluate the loss with a rule for the gradient by the logits, where that is all there is.
 
     Whatever else is differentiated, and whatever torch does but plain backward (compiling,
-    forward mode, its function transforms), sees the array code of the loss.
+    tracing, forward mode, its function transforms), sees the array code of the loss.
     """
-    options = batch.options
-    others = (options.label_smoothing, options.logit_scale, options.denominator)
-    tensors = [x for x in (*batch.inputs, *others) if isinstance(x, torch.Tensor)]
     plain = (
         batch.memory != "opaque"
-        and not options.return_stats
+        and not batch.options.return_stats
         and forward_ad._current_level < 0
-        and not any(x.requires_grad for x in tensors)
+        and not batch.backend.differentiates(*batch.inputs)
     )
     if not plain:
         return value(batch)
-    loss = _Loss.apply(batch.caller_logits, batch, *tensors)  # type: ignore[no-untyped-call]
+    loss = _Loss.apply(batch.caller_logits, batch)  # type: ignore[no-untyped-call]
     return Result(loss, None, None)
 
 
 class _Loss(torch.autograd.Function):
-    """The loss of a batch; its other arrays are named to be watched for changes in place."""
+    """The loss of a batch, whose tensors are all handed to torch to be kept for backward.
+
+    So torch frees them after it, sees when one is changed in place before, and may keep them where
+    its hooks say.
+    """
 
     @staticmethod
-    def forward(_logits: torch.Tensor, batch: Batch, *_others: torch.Tensor) -> torch.Tensor:
+    def forward(_logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         loss: torch.Tensor = value(batch._replace(differentiable=False)).loss
         return loss
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: torch.Tensor) -> None:
-        logits, batch, *others = inputs
-        ctx.save_for_backward(logits, *others)
-        ctx.batch = batch._replace(logits=None, caller_logits=None)
+        logits, batch = inputs
+        leaves, ctx.form = pytree.tree_flatten(_without_arguments(batch))
+        ctx.leaves = [None if isinstance(x, torch.Tensor) else x for x in leaves]
+        ctx.places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor)]
+        ctx.save_for_backward(logits, *(leaves[i] for i in ctx.places))
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        logits, *others = ctx.saved_tensors
-        if torch.is_grad_enabled() or ctx.batch.backend.memory(grad_loss) == "opaque":
-            grad = _derived(ctx.batch, logits, grad_loss)
-        else:
-            upstream = grad_loss.broadcast_to(ctx.batch.shape)[..., None]
-            batch = _with_logits(ctx.batch, logits)._replace(grad_output=upstream)
-            grad = value_and_grad(batch).grad_logits
-        return (grad, None, *(None for _ in others))
+    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor, None]:
+        logits, *tensors = ctx.saved_tensors
+        leaves = list(ctx.leaves)
+        for place, tensor in zip(ctx.places, tensors, strict=True):
+            leaves[place] = tensor
+        batch = pytree.tree_unflatten(leaves, ctx.form)
+        if torch.is_grad_enabled() or batch.backend.memory(grad_loss) == "opaque":
+            return _derived(batch, logits, grad_loss), None
+        upstream = grad_loss.broadcast_to(batch.shape)[..., None]
+        batch = _with_logits(batch, logits)._replace(grad_output=upstream)
+        return value_and_grad(batch).grad_logits, None
 
 
 def _derived(batch: Batch, logits: torch.Tensor, grad_loss: torch.Tensor) -> torch.Tensor:
     """The gradient as torch derives it: to be differentiated again, or by many vectors at once."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        loss = value(_with_logits(batch, logits)).loss
-        (grad,) = torch.autograd.grad(loss, logits, grad_loss, create_graph=again)
+        alias = logits.view_as(logits)  # the hooks of the logits themselves run once, outside
+        loss = value(_with_logits(batch, alias)).loss
+        (grad,) = torch.autograd.grad(loss, alias, grad_loss, create_graph=again)
     return grad
+
+
+def _without_arguments(batch: Batch) -> Batch:
+    """What is left of a batch without the caller's own arrays, of which it holds views as rows."""
+    rows = batch.options.denominator if isinstance(batch.options.denominator, str) else None
+    options = DEFAULTS._replace(
+        reduction=batch.options.reduction, on_empty=batch.options.on_empty, denominator=rows
+    )
+    return batch._replace(options=options, caller_logits=None, logits=None, inputs=())
 
 
 def _with_logits(batch: Batch, logits: torch.Tensor) -> Batch:

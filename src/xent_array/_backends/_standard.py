@@ -56,6 +56,11 @@ class Standard:
         seen = self.memory(x) != "opaque"
         return None if seen else "it is traced, lazy or of a library that may not allow it"
 
+    def shared(self, strides: tuple[int, ...], shape: tuple[int, ...]) -> str | None:
+        """Why an array that repeats entries cannot be written to."""
+        repeats = any(step == 0 and n > 1 for step, n in zip(strides, shape, strict=True))
+        return "its entries share memory" if repeats else None
+
     def detached(self) -> contextlib.AbstractContextManager[Any]:
         """Have the library not differentiate what is computed."""
         return contextlib.nullcontext()

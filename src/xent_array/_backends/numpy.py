@@ -34,7 +34,9 @@ class Backend(Standard):
         return "host"
 
     def unwritable(self, x: Array) -> str | None:
-        return None if x.flags.writeable else "it is read-only"
+        if not x.flags.writeable:
+            return "it is read-only"
+        return self.shared(x.strides, x.shape)
 
     def branches(self, x: Array) -> bool:
         return True

@@ -29,7 +29,7 @@ class Backend(Standard):
         return x
 
     def memory(self, x: Array) -> Memory:
-        if torch.compiler.is_compiling() or _holds_no_values(x):
+        if torch.compiler.is_compiling() or torch._C._is_tracing() or _holds_no_values(x):
             return "opaque"
         return "host" if x.device.type == "cpu" else "device"
 
@@ -39,7 +39,9 @@ class Backend(Standard):
         )
 
     def unwritable(self, x: Array) -> str | None:
-        return "it requires grad" if x.requires_grad else super().unwritable(x)
+        if x.requires_grad:
+            return "it requires grad"
+        return super().unwritable(x) or self.shared(x.stride(), x.shape)
 
     def detached(self) -> contextlib.AbstractContextManager[Any]:
         return torch.no_grad()
