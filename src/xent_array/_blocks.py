@@ -21,7 +21,6 @@ BLOCK_BYTES: dict[Memory, int] = {"host": 3 << 20, "device": 1 << 25}
 #: Bytes of a row beside its logits: of few classes, its indices, masks and sums weigh as much.
 ROW_BYTES = 64
 
-
 #: How many entries of a row argument are looked at in one go, a bound on the memory that takes.
 LOOK = 1 << 18
 

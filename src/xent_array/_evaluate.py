@@ -12,6 +12,7 @@ from xent_array._namespace import Array
 from xent_array._reduce import Counts, count_rows, divisor, mean
 from xent_array._rows import classes_back, classes_last
 from xent_array._rowwise import Stats, evaluate_rows, rows_of, weight_of
+from xent_array._wanted import TargetRows
 
 
 class Result(NamedTuple):
@@ -26,7 +27,7 @@ class _Outcome(NamedTuple):
     """What outlives a block, or all blocks: as little as the reduction needs."""
 
     loss: Array  # per row for reduction "none", else the sum
-    counts: Counts | None  # for the mean
+    counts: Counts | None  # for the mean, where they are not known already
     grad: Array | None  # where it was not written yet
     stats: Sequence[Array]
 
@@ -35,7 +36,8 @@ def value(batch: Batch) -> Result:
     """Evaluate the loss, and statistics where the options ask for them."""
     blocks, slabs = _plan(batch)
     with batch.backend.quiet():
-        return _result(batch, _of_all(batch, blocks, slabs, None), None)
+        outcome = _of_all(batch, blocks, slabs, None)
+        return _result(batch, outcome, outcome.counts, None)
 
 
 def value_and_grad(batch: Batch) -> Result:
@@ -47,7 +49,8 @@ def value_and_grad(batch: Batch) -> Result:
     backend, batch = batch.backend, batch._replace(differentiable=False)
     blocks, slabs = _plan(batch)
     with backend.detached(), backend.quiet():
-        by = divisor(batch, _counts(batch, blocks)) if batch.options.reduction == "mean" else 1.0
+        counts = _counts(batch, blocks) if batch.options.reduction == "mean" else None
+        by = 1.0 if counts is None else divisor(batch, counts)
         out = batch.out
         if out is None and (len(blocks) > 1 or len(slabs) > 1):
             device = backend.device(batch.logits)
@@ -57,7 +60,7 @@ def value_and_grad(batch: Batch) -> Result:
         outcome = _of_all(batch, blocks, slabs, Demand(into, batch.grad_output, by))
         if out is None:
             out = classes_back(backend, outcome.grad, batch.axis)
-        return _result(batch, outcome, out)
+        return _result(batch, outcome, counts, out)
 
 
 def _plan(batch: Batch) -> tuple[list[RowIndex], list[slice]]:
@@ -86,39 +89,45 @@ def _of_all(
     if per_row:
         loss, *stats = rows.columns
         return _Outcome(loss, None, None, stats)
-    loss, *columns = (None if part is None else backend.total(part) for part in parts.columns)
+    loss, *columns = _totals(batch, parts)
     return _Outcome(loss, Counts(*columns) if columns else None, None, rows.columns)
 
 
 def _of_block(batch: Batch, block: RowIndex, slabs: list[slice], demand: Demand | None) -> _Outcome:
-    loss, kept, weight, stats, reading = evaluate_rows(batch, block, slabs)
+    loss, stats, reading = evaluate_rows(batch, block, slabs)
     grad = None if demand is None else gradient(batch, block, slabs, reading, demand)
     if batch.options.reduction == "none":
         return _Outcome(loss, None, grad, stats)
     counts = None
-    if batch.options.reduction == "mean":
-        counts = count_rows(batch.backend, weight, kept)
+    if batch.options.reduction == "mean" and demand is None:
+        counts = _counts_of_block(batch, block, reading.rows)
     return _Outcome(batch.backend.total(loss), counts, grad, stats)
 
 
 def _counts(batch: Batch, blocks: list[RowIndex]) -> Counts:
     """What the mean divides by, from the targets alone: a gradient must know it before."""
+    if len(blocks) == 1:
+        return _counts_of_block(batch, blocks[0], rows_of(batch, blocks[0]))
     parts = Assembly(batch.backend, (len(blocks),))
     for place, block in enumerate(blocks):
-        rows = rows_of(batch, block)
-        counts = count_rows(batch.backend, weight_of(batch, block, rows), rows.kept)
-        if len(blocks) == 1:
-            return counts
-        parts.put(place, counts)
-    return Counts(*(None if p is None else batch.backend.total(p) for p in parts.columns))
+        parts.put(place, _counts_of_block(batch, block, rows_of(batch, block)))
+    return Counts(*_totals(batch, parts))
 
 
-def _result(batch: Batch, outcome: _Outcome, grad: Array | None) -> Result:
+def _counts_of_block(batch: Batch, block: RowIndex, rows: TargetRows) -> Counts:
+    return count_rows(batch.backend, weight_of(batch, block, rows), rows.kept)
+
+
+def _totals(batch: Batch, parts: Assembly) -> list[Array | None]:
+    return [None if part is None else batch.backend.total(part) for part in parts.columns]
+
+
+def _result(batch: Batch, outcome: _Outcome, counts: Counts | None, grad: Array | None) -> Result:
     """The outcome as the caller gets it: reduced, without the class axis, of the right dtype."""
     finalize, reduction = batch.backend.finalize, batch.options.reduction
     loss = outcome.loss[..., 0] if reduction == "none" else outcome.loss
-    if outcome.counts is not None:
-        loss = mean(batch, loss, outcome.counts)
+    if counts is not None:
+        loss = mean(batch, loss, counts)
     stats = None
     if batch.options.return_stats:
         lse, prediction, correct = (column[..., 0] for column in outcome.stats)

@@ -33,7 +33,6 @@ class Reading(NamedTuple):
 
     rows: TargetRows
     row: FourNumbers
-    scale: Scalar  # of its top
     lse: Array  # 0 in rows that do not count; None where neither z-loss nor statistics ask
     prediction: Array | None
     exps: Array | None  # of whole rows, below the top
@@ -43,10 +42,8 @@ class RowResult(NamedTuple):
     """A block of rows, evaluated; the class axis is kept with length one."""
 
     loss: Array  # 0 in rows that do not count
-    kept: Array | None  # the rows that count; None: all
-    weight: Array | None  # of the row in the divisor of the mean; None: 1
     stats: Sequence[Array]  # `Stats`, or nothing where not asked for
-    reading: Reading  # what the gradient is made of
+    reading: Reading  # what the gradient and the divisor of the mean are made of
 
 
 def evaluate_rows(batch: Batch, block: RowIndex, slabs: list[slice]) -> RowResult:
@@ -64,8 +61,7 @@ def evaluate_rows(batch: Batch, block: RowIndex, slabs: list[slice]) -> RowResul
         loss = loss * counted(xp, rows, factor_of(batch, batch.sample_weight, block))
     if rows.bad is not None:  # by a product, so that the gradient is NaN under autodiff too
         loss = loss * xp.where(rows.bad, xp.nan, xp.ones_like(loss))
-    weight = weight_of(batch, block, rows)
-    return RowResult(counted(xp, rows, loss), rows.kept, weight, stats, reading)
+    return RowResult(counted(xp, rows, loss), stats, reading)
 
 
 def rows_of(batch: Batch, block: RowIndex) -> TargetRows:
@@ -113,7 +109,7 @@ def _read(batch: Batch, block: RowIndex, slabs: list[slice]) -> Reading:
     row = merge_tree(xp, parts, scale)
     if batch.z_loss or batch.options.return_stats:
         lse = counted(xp, rows, logsumexp(xp, row.top, row.rest, scale))
-    return Reading(rows, row, scale, lse, prediction, None if several else seen.exps)
+    return Reading(rows, row, lse, prediction, None if several else seen.exps)
 
 
 def transformed(xp: Any, z: Array, scale: Scalar, softcap: float | None) -> tuple[Array, Scalar]:

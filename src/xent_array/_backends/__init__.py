@@ -1,6 +1,6 @@
 """The array libraries: one module each, holding only what the standard cannot say.
 
-No library is imported before an array of it arrives: the module of that name is looked up then.
+No library is imported before an array of it arrives: the module of that name is imported then.
 """
 
 from __future__ import annotations
