@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import xent_array
-from test_reference import CASES, IGNORED, LAYOUTS, as_rows, draw, options_for, our_layout
+from test_reference import as_rows, by_torch, calls, our_layout, over_the_product
 
 import oracle
 from arrays import DTYPES, dtype_of, make, set_budget, spacing, to_numpy, unit
@@ -33,43 +33,21 @@ def both(xp, logits=LOGITS, target=TARGET, **options):
     return to_numpy(loss), to_numpy(grad)
 
 
-@pytest.mark.parametrize(("kind", "ignored"), CASES)
-@pytest.mark.parametrize(("shape", "axis"), LAYOUTS)
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@over_the_product
 def test_error_is_at_most_torchs(xp, dtype, shape, axis, kind, ignored):
     """Over the product of options, our greatest error is at most torch's and 4 ulp."""
-    if dtype not in DTYPES[xp.__name__]:
-        pytest.skip(f"{xp.__name__} has no {dtype}")
-    logits, target = draw(shape, kind, ignored)
-    rounded = to_numpy(make(torch, logits, dtype))
-    kept = to_numpy(make(torch, target, dtype)) if kind == "probabilities" else target
-    for weight, smoothing, reduction in options_for(xp):
-        options = {"label_smoothing": smoothing, "reduction": reduction}
-        if kind == "index":
-            options["ignore_index"] = IGNORED[ignored]
-        loss, grad = xent_array.cross_entropy_and_grad(
-            make(xp, our_layout(rounded, axis), dtype),
-            make(xp, our_layout(kept, axis), dtype) if kind == "probabilities" else make(xp, kept),
-            weight=None if weight is None else make(xp, weight, dtype),
-            axis=axis,
-            **options,
-        )
-        theirs = torch_gradient(rounded, kept, weight, dtype, options)
-        truth = true_gradient(rounded, kept, weight, dtype, options)
+    for call in calls(xp, dtype, shape, axis, kind, ignored):
+        logits, target, weight, options, arguments, keywords = call
+        loss, grad = xent_array.cross_entropy_and_grad(*arguments, **keywords)
+        theirs = torch_gradient(logits, target, weight, dtype, options)
+        truth = true_gradient(logits, target, weight, dtype, options)
         assert dtype_of(grad) == dtype_of(loss) == dtype
         compare(to_numpy(grad), our_layout(theirs, axis), our_layout(truth, axis), dtype)
 
 
 def torch_gradient(logits, target, weight, dtype, options):
     logits = make(torch, logits, dtype).cpu().requires_grad_()
-    soft = target.dtype.kind == "f"
-    loss = torch.nn.functional.cross_entropy(
-        logits,
-        make(torch, target, dtype if soft else None).cpu(),
-        weight=None if weight is None else make(torch, weight, dtype).cpu(),
-        **options,
-    )
-    loss.sum().backward()
+    by_torch(logits, target, weight, dtype, options).sum().backward()
     return to_numpy(logits.grad)
 
 
