@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import importlib.util
+import os
 
 import pytest
 from sybil import Sybil
@@ -12,7 +13,18 @@ from sybil.document import PythonDocStringDocument
 from sybil.parsers.myst import PythonCodeBlockParser
 from sybil.parsers.rest import DocTestParser
 
-BACKENDS = ("numpy", "torch", "array_api_strict")
+from xent_array._capabilities import FEATURES, LIBRARIES
+
+#: Where torch's tensors of the tests lie.
+DEVICE = os.environ.get("XENT_DEVICE", "cpu")
+
+#: The arrays that the tests run on, by the name of their library.
+BACKENDS = {
+    library.name: library
+    for library in LIBRARIES
+    if library.arrays != "traced"
+    and (library.name != "torch" or library.arrays.lower() == DEVICE.partition(":")[0])
+}
 
 _OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
@@ -39,25 +51,50 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "needs(*features): what of xent_array._capabilities.FEATURES a test relies on"
+    )
+
+
 def pytest_generate_tests(metafunc):
     if "xp" in metafunc.fixturenames:
         named = metafunc.config.getoption("--array-api-backend")
-        backends = [_parameter(name, named) for name in named or BACKENDS]
+        needed = {name for mark in metafunc.definition.iter_markers("needs") for name in mark.args}
+        assert needed <= set(FEATURES), needed
+        backends = [_parameter(name, named, needed) for name in named or BACKENDS]
         metafunc.parametrize("xp", backends, indirect=True, scope="session")
 
 
-def _parameter(name, named):
-    if importlib.util.find_spec(name) is not None:
+def _parameter(name, named, needed):
+    library = BACKENDS[name]
+    missing = sorted(needed - library.features)
+    if not _is_there(library):
+        if named:
+            raise pytest.UsageError(f"--array-api-backend {name}: {name} is not there")
+        reason = f"{name} is not there"
+    elif missing:
+        reason = f"{name} has no {missing[0]!r}"
+    else:
         return pytest.param(name, id=name)
-    if named:
-        raise pytest.UsageError(f"--array-api-backend {name}: {name} is not installed")
-    return pytest.param(name, id=name, marks=pytest.mark.skip(reason=f"{name} is not installed"))
+    return pytest.param(name, id=name, marks=pytest.mark.skip(reason=reason))
+
+
+def _is_there(library):
+    """Whether a library is installed, with the device it is for."""
+    if importlib.util.find_spec(library.namespace.partition(".")[0]) is None:
+        return False
+    return library.name != "cupy" or importlib.import_module("cupy").is_available()
 
 
 @pytest.fixture(scope="session")
 def xp(request):
     """Namespace of one array library; array-api-strict with its strictest flags."""
-    namespace = importlib.import_module(request.param)
+    namespace = importlib.import_module(BACKENDS[request.param].namespace)
+    if request.param == "jax":
+        importlib.import_module("jax").config.update("jax_enable_x64", True)
+    if request.param == "dask":  # without threads, which cost more than these graphs
+        importlib.import_module("dask").config.set(scheduler="synchronous")
     if request.param == "array_api_strict":
         namespace.set_array_api_strict_flags(
             boolean_indexing=False, data_dependent_shapes=False, enabled_extensions=()

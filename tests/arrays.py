@@ -12,6 +12,9 @@ DEVICE = os.environ.get("XENT_DEVICE", "cpu")
 DTYPES = {
     "numpy": ("float64", "float32", "float16", "bfloat16"),
     "torch": ("float64", "float32", "float16", "bfloat16"),
+    "jax.numpy": ("float64", "float32", "float16", "bfloat16"),
+    "cupy": ("float64", "float32", "float16", "bfloat16"),
+    "dask.array": ("float64", "float32", "float16", "bfloat16"),
     "array_api_strict": ("float64", "float32"),
 }
 
@@ -25,8 +28,11 @@ def make(xp, values, dtype=None):
     if dtype == "bfloat16":
         import ml_dtypes
 
-        return values.astype(ml_dtypes.bfloat16)
-    return xp.asarray(values) if dtype is None else xp.asarray(values.astype(dtype))
+        dtype = ml_dtypes.bfloat16
+    values = values if dtype is None else values.astype(dtype)
+    if xp.__name__ == "dask.array":  # two chunks along each axis, the first one larger
+        return xp.from_array(values, chunks=[max(1, -(-2 * n // 3)) for n in values.shape])
+    return xp.asarray(values)
 
 
 def to_numpy(x):
@@ -34,7 +40,7 @@ def to_numpy(x):
     if type(x).__module__ == "torch":
         x = x.detach().cpu()
         return (x.double() if x.dtype.is_floating_point else x).numpy()
-    x = np.asarray(x)
+    x = x.get() if type(x).__module__.startswith("cupy") else np.asarray(x)
     return x.astype(np.float64) if x.dtype.kind in "fV" else x
 
 
@@ -52,6 +58,12 @@ def spacing(value, dtype):
     """One ulp of `value` in the dtype of that name."""
     bits = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}[dtype]
     return 2.0 ** (np.floor(np.log2(abs(value))) - bits) if value else 0.0
+
+
+def flushed(xp, dtype):
+    """The greatest number that a library may take for 0: the least normal one where it flushes."""
+    tiny = {"float64": 2.0**-1022, "float32": 2.0**-126}[dtype]
+    return 0.0 if to_numpy(make(xp, [tiny], dtype) * 0.5)[0] else tiny
 
 
 def unit(dtype):

@@ -12,7 +12,7 @@ from xent_array._backends import backend_of
 from xent_array._stats import FourNumbers, finish, identity, merge, merge_ranks, merge_tree, spread
 
 import oracle
-from arrays import DTYPES, make, set_budget, to_numpy, unit
+from arrays import DTYPES, flushed, make, set_budget, to_numpy, unit
 
 OFFSETS = [0.0, 100.0, 1e4, 1e8]
 MARGINS = [0.0, 0.5, 1.0, 5.0, 17.0, 40.0, 80.0]
@@ -46,12 +46,12 @@ def margins(z, target):
     return np.maximum(0.0, z[np.arange(len(z)), target] - others.max(axis=1))
 
 
-def assert_promised(losses, classes, offset, dtype):
-    """Within (32 + margin) units of rounding, relative."""
+def assert_promised(xp, losses, classes, offset, dtype):
+    """Within (32 + margin) units of rounding, relative, and what a flushing library drops."""
     z, target = rows(classes, offset, dtype)
-    truth = true_losses(classes, offset, dtype)
+    truth, dropped = true_losses(classes, offset, dtype), classes * flushed(xp, dtype)
     for loss, true, margin in zip(losses.tolist(), truth, margins(z, target), strict=True):
-        assert abs(mpmath.mpf(loss) / true - 1) <= (32 + margin) * unit(dtype)
+        assert abs(mpmath.mpf(loss) - true) <= (32 + margin) * unit(dtype) * true + dropped
 
 
 @pytest.mark.parametrize("classes", [2, 10, 1000, 50_257, 128_256])
@@ -61,7 +61,7 @@ def test_index_loss_keeps_relative_precision(xp, classes, offset, dtype):
     """Losses from 12 down to 1e-35 have all their digits, at any offset of the logits."""
     z, target = rows(classes, offset, dtype)
     loss = xent_array.cross_entropy(make(xp, z, dtype), make(xp, target), reduction="none")
-    assert_promised(to_numpy(loss), classes, offset, dtype)
+    assert_promised(xp, to_numpy(loss), classes, offset, dtype)
 
 
 @pytest.mark.parametrize("classes", [10, 1000, 128_256])
@@ -74,7 +74,7 @@ def test_one_hot_loss_keeps_relative_precision(xp, classes, offset):
     loss = xent_array.cross_entropy(
         make(xp, z, "float32"), make(xp, one_hot, "float32"), reduction="none"
     )
-    assert_promised(to_numpy(loss), classes, offset, "float32")
+    assert_promised(xp, to_numpy(loss), classes, offset, "float32")
 
 
 @pytest.mark.parametrize("classes", [1000, 128_256])
@@ -83,7 +83,7 @@ def test_any_layout_keeps_precision(xp, classes):
     z, target = rows(classes, 0.0, "float32")
     transposed = make(xp, np.ascontiguousarray(z.T), "float32")
     loss = xent_array.cross_entropy(transposed, make(xp, target), axis=0, reduction="none")
-    assert_promised(to_numpy(loss), classes, 0.0, "float32")
+    assert_promised(xp, to_numpy(loss), classes, 0.0, "float32")
 
 
 @pytest.mark.parametrize("classes", [1000, 8000, 20_000])
@@ -182,6 +182,7 @@ def test_softcap(xp, softcap):
         assert abs(mpmath.mpf(ours) / true - 1) <= (32 + margin + 2 * softcap) * unit("float32")
 
 
+@pytest.mark.needs("half")
 def test_losses_of_half_logits_are_computed_in_float32(xp):
     """70,000 classes overflow a float16 sum; the loss is right to the last bit of float32."""
     for dtype in set(DTYPES[xp.__name__]) - {"float32", "float64"}:
@@ -211,6 +212,7 @@ def slabs_of(xp, z, target, cuts, dtype):
 @pytest.mark.parametrize("count", [2, 7, 40])
 @pytest.mark.parametrize("offset", OFFSETS)
 @pytest.mark.parametrize("order", ["forward", "backward", "shuffled"])
+@pytest.mark.needs("eager")
 def test_slabs_merge_in_any_order(xp, count, offset, order):
     """A row cut in slabs, merged as a tree in any order, keeps the promise."""
     z, target = rows(1000, offset, "float32")
@@ -221,18 +223,20 @@ def test_slabs_merge_in_any_order(xp, count, offset, order):
         order, rng.permutation(count)
     )
     row = merge_tree(backend.xp, [slabs[i] for i in places])
-    assert_promised(to_numpy(finish(backend.xp, row))[:, 0], 1000, offset, "float32")
+    assert_promised(xp, to_numpy(finish(backend.xp, row))[:, 0], 1000, offset, "float32")
 
 
+@pytest.mark.needs("eager")
 def test_a_tree_of_4000_slabs_keeps_precision(xp):
     """Merged one by one they lose 700 units of rounding, as a tree 2.7."""
     z, target = rows(50_257, 0.0, "float32")
     cuts = [*range(0, 50_257, 13), 50_257]
     backend, slabs = slabs_of(xp, z, target, cuts, "float32")
     loss = finish(backend.xp, merge_tree(backend.xp, slabs))
-    assert_promised(to_numpy(loss)[:, 0], 50_257, 0.0, "float32")
+    assert_promised(xp, to_numpy(loss)[:, 0], 50_257, 0.0, "float32")
 
 
+@pytest.mark.needs("eager")
 def test_merge_has_an_identity(xp):
     """The four numbers of no classes change nothing, from either side."""
     z, target = rows(10, 0.0, "float32")
@@ -245,6 +249,7 @@ def test_merge_has_an_identity(xp):
 
 @pytest.mark.parametrize("ranks", [1, 3, 8])
 @pytest.mark.parametrize("offset", OFFSETS)
+@pytest.mark.needs("eager")
 def test_ranks_merge_in_two_collectives(xp, ranks, offset):
     """The rank formula keeps the promise; here the ranks are an axis, reduced over by max, sum."""
     z, target = rows(1000, offset, "float32")
@@ -258,9 +263,10 @@ def test_ranks_merge_in_two_collectives(xp, ranks, offset):
         maximum=lambda x: ns.max(x, axis=0, keepdims=True),
         total=lambda x: ns.sum(x, axis=1, keepdims=True),
     )
-    assert_promised(to_numpy(finish(ns, row))[0, :, 0], 1000, offset, "float32")
+    assert_promised(xp, to_numpy(finish(ns, row))[0, :, 0], 1000, offset, "float32")
 
 
+@pytest.mark.needs("eager")
 def test_equal_tops_on_several_ranks_are_counted(xp):
     """Ties across ranks: each holds its top apart, all but one are put back."""
     backend = backend_of("z", make(xp, [0.0]))
@@ -282,4 +288,4 @@ def test_class_slabs_of_the_loss_itself(xp, offset, monkeypatch):
     set_budget(monkeypatch, 4 * 100)
     z, target = rows(1000, offset, "float32")
     loss = xent_array.cross_entropy(make(xp, z, "float32"), make(xp, target), reduction="none")
-    assert_promised(to_numpy(loss), 1000, offset, "float32")
+    assert_promised(xp, to_numpy(loss), 1000, offset, "float32")

@@ -120,6 +120,7 @@ def four_numbers(xp):
 
 
 @given(data=st.data())
+@pytest.mark.needs("eager")
 def test_merge_is_associative_and_commutative(xp, data):
     """Within rounding; an empty slab (top -inf) has rest 0 and dot 0 where it has no mass."""
     slabs = []

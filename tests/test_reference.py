@@ -25,6 +25,7 @@ LAYOUTS = [
 ]
 WEIGHTS = [None, [0.5, 1.0, 2.0, 0.0, 1.5]]
 SMOOTHINGS = [0.0, 0.3, 1.0]
+REDUCTIONS = ["none", "mean", "sum"]
 IGNORED = {"none": -100, "some": -100, "class": 2, "most": -100}
 
 
@@ -81,9 +82,11 @@ def calls(xp, dtype, shape, axis, kind, ignored):
     logits, target = draw(shape, kind, ignored)
     rounded = to_numpy(make(torch, logits, dtype))
     kept = to_numpy(make(torch, target, dtype)) if kind == "probabilities" else target
-    for weight, smoothing, reduction in itertools.product(
-        WEIGHTS, SMOOTHINGS, ["none", "mean", "sum"]
-    ):
+    combinations = itertools.product(*map(enumerate, (WEIGHTS, SMOOTHINGS, REDUCTIONS)))
+    turn = sum(map(ord, f"{dtype}{shape}{axis}{kind}{ignored}"))
+    for (i, weight), (j, smoothing), (k, reduction) in combinations:
+        if xp.__name__ in ("jax.numpy", "dask.array") and (turn + i + j + k) % 3:
+            continue  # each is compiled or made a graph: a third of them, another in the next case
         options = {"label_smoothing": smoothing, "reduction": reduction}
         if kind == "index":
             options["ignore_index"] = IGNORED[ignored]

@@ -9,27 +9,28 @@ from xent_array._arguments import Library
 from xent_array._backends import Memory, Standard
 from xent_array._blocks import LOOK, row_blocks
 from xent_array._namespace import Array
-from xent_array._options import Options
+from xent_array._options import OnEmpty, Options, Reduction
 from xent_array._rows import class_axis, classes_last, row_factors, row_mask
 from xent_array._stats import Scalar
 from xent_array._target import check_target, class_weight
-from xent_array._wanted import Smoothing, Target
+from xent_array._wanted import ProbabilityTarget, Smoothing, Target
 
 
 class Batch(NamedTuple):
-    """The checked arguments as rows: the class axis last, or last and of length one."""
+    """The checked arguments; what is one per row has a class axis of length one, last."""
 
     backend: Standard
-    options: Options
     memory: Memory
+    reduction: Reduction
+    on_empty: OnEmpty
+    by_rows: bool  # the mean divides by how many rows count
+    return_stats: bool
     compute_dtype: Any
     result_dtype: Any
     shape: tuple[int, ...]  # of the rows
     classes: int
     axis: int  # of the classes in the caller's logits
-    caller_logits: Array
-    inputs: tuple[Any, ...]  # what else may be differentiated, as the caller gave it
-    logits: Array
+    logits: Array  # as the caller has them, until `laid_out`
     target: Target
     where: Array | None
     sample_weight: Array | None
@@ -40,6 +41,7 @@ class Batch(NamedTuple):
     grad_output: Array | None  # one factor per row
     out: Array | None  # where the gradient goes, of the shape of the caller's logits
     differentiable: bool  # the library itself will differentiate what is computed
+    logits_alone: bool  # and that by nothing but the logits
 
 
 def gather(
@@ -55,9 +57,8 @@ def gather(
     backend = library.backend
     dtype = backend.compute_dtype(library.leader.dtype)
     axis = class_axis(library, options.axis)
-    z = classes_last(backend, library.leader, axis)
-    *rows, classes = z.shape
-    shape = tuple(rows)
+    shape = tuple(library.leader.shape)
+    classes, shape = shape[axis], shape[:axis] + shape[axis + 1 :]
     weight = class_weight(library, options.weight, classes, dtype)
     smoothing = library.scalar("label_smoothing", options.label_smoothing, dtype)
     where = row_mask(library, options.where, shape)
@@ -68,7 +69,8 @@ def gather(
     if options.softcap is not None:
         softcap = library.scalar("softcap", options.softcap, dtype)
     denominator: Scalar | None = None
-    if options.denominator is not None and not isinstance(options.denominator, str):
+    by_rows = isinstance(options.denominator, str)
+    if options.denominator is not None and not by_rows:
         denominator = library.scalar("denominator", options.denominator, dtype)
     result_dtype = library.result_dtype(options.dtype)
     upstream = _upstream(library, grad_output, options.reduction, shape)
@@ -78,7 +80,7 @@ def gather(
     checked = check_target(library, target, options, axis=axis, q=q, where=where)
     if options.on_empty == "raise" and options.reduction == "mean":
         _raise_if_empty(library, checked, where, shape)
-    inputs = (
+    others = (
         target,
         options.weight,
         options.sample_weight,
@@ -89,16 +91,17 @@ def gather(
     )
     return Batch(  # in place: naming twenty fields costs a small call 2 µs
         backend,
-        options,
         library.memory,
+        options.reduction,
+        options.on_empty,
+        by_rows,
+        options.return_stats,
         dtype,
         result_dtype,
         shape,
         classes,
         axis,
         library.leader,
-        inputs,
-        z,
         checked,
         where,
         sample_weight,
@@ -108,8 +111,20 @@ def gather(
         denominator,
         upstream,
         out,
-        backend.differentiates(z, *inputs),
+        backend.differentiates(library.leader, *others),
+        not backend.differentiates(*others),
     )
+
+
+def laid_out(batch: Batch) -> Batch:
+    """The same with logits and probabilities as rows: views with the class axis last."""
+    if batch.axis == batch.logits.ndim - 1:
+        return batch
+    backend, axis, target = batch.backend, batch.axis, batch.target
+    if isinstance(target, ProbabilityTarget):
+        rows = classes_last(backend, target.probabilities, axis)
+        target = target._replace(probabilities=rows)
+    return batch._replace(logits=classes_last(backend, batch.logits, axis), target=target)
 
 
 def _upstream(

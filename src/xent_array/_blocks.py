@@ -68,8 +68,14 @@ class Assembly:
 class Plan(NamedTuple):
     """How to walk through an array of rows."""
 
+    rows: int  # in a block, at most
     blocks: list[RowIndex]
     slabs: list[slice]  # of the classes, for blocks of a single row too wide for the budget
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything is one block, its rows whole."""
+        return len(self.blocks) == len(self.slabs) == 1
 
 
 def plan(
@@ -82,10 +88,15 @@ def plan(
     """
     row_bytes = classes * itemsize + ROW_BYTES
     if memory == "opaque" or differentiable or math.prod(shape) * row_bytes <= BLOCK_BYTES[memory]:
-        return Plan([(...,)], [slice(0, classes)])
+        return Plan(math.prod(shape), [(...,)], [slice(0, classes)])
     rows, width = max(1, BLOCK_BYTES[memory] // row_bytes), BLOCK_BYTES[memory] // itemsize
     slabs = [slice(start, min(start + width, classes)) for start in range(0, classes, width)]
-    return Plan(list(row_blocks(shape, rows)), slabs)
+    return Plan(rows, list(row_blocks(shape, rows)), slabs)
+
+
+def slab_of(x: Array, classes: slice) -> Array:
+    """The classes of a slab; an array that holds no others is taken whole."""
+    return x if x.shape[-1] == classes.stop - classes.start else x[..., classes]
 
 
 def row_blocks(shape: tuple[int, ...], size: int) -> Iterator[RowIndex]:

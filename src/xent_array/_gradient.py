@@ -14,10 +14,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from xent_array._batch import Batch
-from xent_array._blocks import RowIndex
+from xent_array._blocks import RowIndex, slab_of
 from xent_array._namespace import Array
-from xent_array._rowwise import Reading, counted, factor_of, transformed
-from xent_array._stats import Scalar, times
+from xent_array._rowwise import Reading, RowResult, counted, factor_of, scale_below_top, transformed
+from xent_array._stats import Scalar, Spread, times
 from xent_array._wanted import Pull
 
 
@@ -30,33 +30,36 @@ class Demand(NamedTuple):
 
 
 def gradient(
-    batch: Batch, block: RowIndex, slabs: list[slice], reading: Reading, demand: Demand
+    batch: Batch, block: RowIndex, slabs: list[slice], result: RowResult, demand: Demand
 ) -> Array | None:
     """Derivatives by the logits of a block, written where they go or returned."""
-    lse = reading.lse
+    reading, lse = result.reading, result.lse
+    row = reading.slab.numbers
     pull = Pull(
-        rest=reading.row.rest,
-        mass=reading.row.mass,
-        excess=2.0 * batch.z_loss * lse if batch.z_loss else 0.0,
+        rest=row.rest,
+        mass=row.mass,
+        excess=0.0 if lse is None else 2.0 * batch.z_loss * lse,
         factor=_factor(batch, block, reading, demand),
     )
     if demand.into is None:
         (classes,) = slabs
         return _of_slab(batch, block, classes, reading, pull)
     for classes in slabs:
-        demand.into[(*block, classes)] = _of_slab(batch, block, classes, reading, pull)
+        into = demand.into[block]
+        slab_of(into, classes)[...] = _of_slab(batch, block, classes, reading, pull)
     return None
 
 
 def _of_slab(batch: Batch, block: RowIndex, classes: slice, reading: Reading, pull: Pull) -> Array:
     backend, softcap = batch.backend, batch.softcap
-    xp, exps, z = backend.xp, reading.exps, None
-    if exps is None or softcap is not None:
-        z = backend.cast(batch.logits[(*block, classes)], batch.compute_dtype)
-    if exps is None:
-        part, scale = transformed(xp, z, batch.logit_scale, softcap)
-        exps = xp.exp(times(scale, part - reading.row.top))
-    grad = reading.rows.gradient(exps, pull, classes)
+    xp, seen, z = backend.xp, reading.spread, None
+    if seen is None or softcap is not None:
+        z = backend.cast(slab_of(batch.logits[block], classes), batch.compute_dtype)
+    if seen is None:
+        row = reading.slab.numbers
+        shifted = times(scale_below_top(batch), transformed(batch, z) - row.top)
+        seen = Spread(row.top, row.rest, shifted, xp.exp(shifted))
+    grad = reading.rows.gradient(seen, pull, classes)
     if softcap is not None:
         grad = grad * _tanh_slope(xp, times(batch.logit_scale, z) / softcap)
     return backend.cast(counted(xp, reading.rows, grad), batch.logits.dtype)
@@ -73,7 +76,7 @@ def _factor(batch: Batch, block: RowIndex, reading: Reading, demand: Demand) -> 
     if demand.upstream is not None:
         factor = factor * factor_of(batch, demand.upstream, block)
     if reading.rows.bad is not None:
-        xp, rest = batch.backend.xp, reading.row.rest
+        xp, rest = batch.backend.xp, reading.slab.numbers.rest
         factor = factor * xp.where(reading.rows.bad, xp.nan, xp.ones_like(rest))
     return factor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from xent_array._batch import gather
-from xent_array._evaluate import value_and_grad
+from xent_array._engines import evaluate_with_grad
 from xent_array._namespace import Array
 from xent_array._options import (
     DEFAULTS,
@@ -148,7 +148,7 @@ def cross_entropy_and_grad(
         return_stats,
     )
     batch = gather(logits, target, checked(options), grad_output=grad_output, out=out)
-    loss, grad_logits, stats = value_and_grad(batch)
+    loss, grad_logits, stats = evaluate_with_grad(batch)
     if out is not None:
         grad_logits = out  # the caller's own object, not a view of it
     return (loss, grad_logits) if stats is None else (loss, grad_logits, stats)

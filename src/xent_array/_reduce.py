@@ -36,7 +36,7 @@ def divisor(batch: Batch, rows: Counts) -> Scalar:
     """
     if batch.denominator is not None:
         return batch.denominator
-    total = rows.kept if batch.options.denominator == "rows" else rows.weight
+    total = rows.kept if batch.by_rows else rows.weight
     if total is None:
         return float(max(math.prod(batch.shape), 1))
     xp = batch.backend.xp
@@ -50,7 +50,7 @@ def mean(batch: Batch, loss: Array, rows: Counts) -> Array:
     quotient = loss / divisor(batch, rows)
     if batch.denominator is not None:
         return quotient
-    empty = math.nan if batch.options.on_empty == "nan" else 0.0
+    empty = math.nan if batch.on_empty == "nan" else 0.0
     if rows.kept is None:
         return quotient if math.prod(batch.shape) else quotient + empty
     return batch.backend.xp.where(rows.kept == 0, empty, quotient)

@@ -24,6 +24,13 @@ def class_axis(library: Library, axis: int | None) -> int:
     return axis
 
 
+def fits(given: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether two shapes are equal, as far as they are known: dask has lengths that are NaN."""
+    if given == expected or len(given) != len(expected):
+        return given == expected
+    return all(a == b or a != a or b != b for a, b in zip(given, expected, strict=True))  # noqa: PLR0124
+
+
 def classes_last(backend: Standard, x: Array, axis: int) -> Array:
     """A view of `x` with the class axis moved to the end."""
     if axis == x.ndim - 1:
@@ -62,11 +69,11 @@ def row_mask(library: Library, where: Array | None, shape: tuple[int, ...]) -> A
 def _broadcast(backend: Standard, name: str, x: Array, shape: tuple[int, ...]) -> Array:
     given = tuple(x.shape)
     aligned = len(given) == len(shape) and all(
-        length in (1, rows) for length, rows in zip(given, shape, strict=True)
+        length == 1 or fits((length,), (rows,)) for length, rows in zip(given, shape, strict=True)
     )
     if given != () and not aligned:
         raise ValueError(
             f"{name} must be 0-d or broadcast, axis by axis, to the rows' shape {shape}; "
             f"got shape {given}"
         )
-    return backend.xp.broadcast_to(x, shape)[..., None]
+    return backend.broadcast_rows(x, shape)[..., None]

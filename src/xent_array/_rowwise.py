@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from xent_array._batch import Batch
-from xent_array._blocks import RowIndex
+from xent_array._blocks import RowIndex, slab_of
 from xent_array._namespace import Array
 from xent_array._stats import (
     FourNumbers,
     Scalar,
+    Spread,
     finish,
+    fold,
     logsumexp,
-    merge_tree,
+    merge,
     spread,
     times,
+    whole,
 )
-from xent_array._wanted import TargetRows
+from xent_array._wanted import IndexRows, TargetRows
 
 
 class Stats(NamedTuple):
@@ -28,40 +32,111 @@ class Stats(NamedTuple):
     correct: Array  #: whether that is the target; False in rows that do not count
 
 
+class Greatest(NamedTuple):
+    """The greatest entry of a slab; the first NaN is the greatest, as it is to argmax."""
+
+    value: Array
+    place: Array  # its class, the lowest among ties
+
+
+class Slab(NamedTuple):
+    """What is known of a slab of classes, or of whole rows; class axes have length one."""
+
+    numbers: FourNumbers
+    prediction: Greatest | None  # among the logits; None where no statistics are asked for
+    label: Greatest | None  # among probabilities, likewise
+
+
 class Reading(NamedTuple):
     """A block of rows, read once."""
 
     rows: TargetRows
-    row: FourNumbers
-    lse: Array  # 0 in rows that do not count; None where neither z-loss nor statistics ask
-    prediction: Array | None
-    exps: Array | None  # of whole rows, below the top
+    slab: Slab  # of whole rows
+    spread: Spread | None  # of whole rows; None where read in several slabs
 
 
 class RowResult(NamedTuple):
     """A block of rows, evaluated; the class axis is kept with length one."""
 
+    reading: Reading
     loss: Array  # 0 in rows that do not count
+    lse: Array | None  # 0 in rows that do not count; None where nothing asks for it
     stats: Sequence[Array]  # `Stats`, or nothing where not asked for
-    reading: Reading  # what the gradient and the divisor of the mean are made of
 
 
-def evaluate_rows(batch: Batch, block: RowIndex, slabs: list[slice]) -> RowResult:
-    """Loss, and statistics where asked for, of one block of rows."""
-    backend, options = batch.backend, batch.options
-    xp = backend.xp
-    reading = _read(batch, block, slabs)
-    rows, loss = reading.rows, finish(xp, reading.row)
+def read(batch: Batch, block: RowIndex, slabs: list[slice]) -> Reading:
+    """Read one block of rows, slab by slab of their classes."""
+    rows = rows_of(batch, block)
+    if len(slabs) == 1:
+        return Reading(rows, *read_slab(batch, block, rows, slabs[0], slab=False))
+    parts = [read_slab(batch, block, rows, classes, slab=True)[0] for classes in slabs]
+    return Reading(rows, whole_rows(fold(parts, partial(merge_slabs, batch))), None)
+
+
+def read_slab(
+    batch: Batch, block: RowIndex, rows: TargetRows, classes: slice, *, slab: bool
+) -> tuple[Slab, Spread]:
+    """Read a `slab` of the classes of a block, or all of them."""
+    backend, xp = batch.backend, batch.backend.xp
+    given = backend.cast(slab_of(batch.logits[block], classes), batch.compute_dtype)
+    # The gradient of a row that does not count is 0 only if nothing in it is NaN.
+    counts = counted(xp, rows, given) if batch.differentiable else given
+    part, scale = transformed(batch, counts), scale_below_top(batch)
+    seen = spread(backend, part, scale, slab=slab, differentiable=batch.differentiable)
+    numbers = FourNumbers(seen.top, seen.rest, *rows.weigh(seen, classes))
+    if not batch.return_stats:
+        return Slab(numbers, None, None), seen
+    if counts is not given:
+        part = transformed(batch, given)
+    prediction = Greatest(seen.top, backend.row_argmax(part) + classes.start)
+    label = None
+    if not isinstance(rows, IndexRows):
+        p = slab_of(rows.probabilities, classes)
+        label = Greatest(backend.row_max(p), backend.row_argmax(p) + classes.start)
+    return Slab(numbers, prediction, label), seen
+
+
+def merge_slabs(batch: Batch, a: Slab, b: Slab) -> Slab:
+    """Put two slabs of the same rows together, the one of the lower classes first."""
+    xp = batch.backend.xp
+    return Slab(
+        merge(xp, a.numbers, b.numbers, scale_below_top(batch)),
+        _greater(xp, a.prediction, b.prediction),
+        _greater(xp, a.label, b.label),
+    )
+
+
+def whole_rows(slab: Slab) -> Slab:
+    """What was merged of all classes."""
+    return slab._replace(numbers=whole(slab.numbers))
+
+
+def _greater(xp: Any, a: Greatest | None, b: Greatest | None) -> Greatest | None:
+    if a is None or b is None:
+        return None
+    higher = (b.value > a.value) | (xp.isnan(b.value) & ~xp.isnan(a.value))
+    return Greatest(xp.where(higher, b.value, a.value), xp.where(higher, b.place, a.place))
+
+
+def conclude(batch: Batch, block: RowIndex, reading: Reading) -> RowResult:
+    """Loss, and statistics where asked for, of a block of rows that was read."""
+    xp, rows, slab, lse = batch.backend.xp, reading.rows, reading.slab, None
+    loss = finish(xp, slab.numbers)
+    if batch.z_loss or batch.return_stats:
+        row = slab.numbers
+        lse = counted(xp, rows, logsumexp(xp, row.top, row.rest, scale_below_top(batch)))
     if batch.z_loss:
-        loss = loss + batch.z_loss * (reading.lse * reading.lse)
+        loss = loss + batch.z_loss * (lse * lse)
     stats: Sequence[Array] = ()
-    if options.return_stats:
-        stats = Stats(reading.lse, reading.prediction, _correct(rows, reading.prediction))
+    if slab.prediction is not None:
+        prediction = slab.prediction.place
+        label = rows.index if isinstance(rows, IndexRows) else slab.label.place
+        stats = Stats(lse, prediction, _correct(rows, prediction == label))
     if batch.sample_weight is not None:
         loss = loss * counted(xp, rows, factor_of(batch, batch.sample_weight, block))
     if rows.bad is not None:  # by a product, so that the gradient is NaN under autodiff too
         loss = loss * xp.where(rows.bad, xp.nan, xp.ones_like(loss))
-    return RowResult(counted(xp, rows, loss), stats, reading)
+    return RowResult(reading, counted(xp, rows, loss), lse, stats)
 
 
 def rows_of(batch: Batch, block: RowIndex) -> TargetRows:
@@ -84,47 +159,31 @@ def factor_of(batch: Batch, x: Array, block: RowIndex) -> Array:
     return batch.backend.cast(x[block], batch.compute_dtype)
 
 
-def _read(batch: Batch, block: RowIndex, slabs: list[slice]) -> Reading:
-    backend, xp = batch.backend, batch.backend.xp
-    rows, z = rows_of(batch, block), batch.logits[block]
-    parts, prediction, best, lse = [], None, None, None
-    several = len(slabs) > 1
-    for classes in slabs:
-        given = backend.cast(z[..., classes] if several else z, batch.compute_dtype)
-        # The gradient of a row that does not count is 0 only if nothing in it is NaN.
-        counts = counted(xp, rows, given) if batch.differentiable else given
-        part, scale = transformed(xp, counts, batch.logit_scale, batch.softcap)
-        seen = spread(backend, part, scale, slab=several, differentiable=batch.differentiable)
-        parts.append(FourNumbers(seen.top, seen.rest, *rows.weigh(seen.shifted, classes)))
-        if batch.options.return_stats:
-            if counts is not given:
-                part, _ = transformed(xp, given, batch.logit_scale, batch.softcap)
-            argtop = backend.row_argmax(part) + classes.start
-            if best is None:
-                prediction, best = argtop, seen.top
-            else:  # the first NaN is the greatest, as it is to argmax
-                higher = (seen.top > best) | (xp.isnan(seen.top) & ~xp.isnan(best))
-                prediction = xp.where(higher, argtop, prediction)
-                best = xp.maximum(best, seen.top)
-    row = merge_tree(xp, parts, scale)
-    if batch.z_loss or batch.options.return_stats:
-        lse = counted(xp, rows, logsumexp(xp, row.top, row.rest, scale))
-    return Reading(rows, row, lse, prediction, None if several else seen.exps)
-
-
-def transformed(xp: Any, z: Array, scale: Scalar, softcap: float | None) -> tuple[Array, Scalar]:
+def transformed(batch: Batch, z: Array) -> Array:
     """Logits as the loss sees them, but for a scale >= 0 left to be applied below their top.
 
     A negative scale turns the order of the logits round: its sign is applied at once.
     """
+    scale, softcap = batch.logit_scale, batch.softcap
     if softcap is not None:
-        return softcap * xp.tanh(times(scale, z) / softcap), 1.0
+        return softcap * batch.backend.xp.tanh(times(scale, z) / softcap)
     if isinstance(scale, float):
-        if scale == 0.0:
-            return scale * z, 1.0
-        return (z, scale) if scale > 0.0 else (-z, -scale)
-    sign = xp.where(scale < 0.0, -xp.ones_like(scale), xp.ones_like(scale))
-    return z * sign, scale * sign
+        return scale * z if scale == 0.0 else z if scale > 0.0 else -z
+    return z * _sign(batch.backend.xp, scale)
+
+
+def scale_below_top(batch: Batch) -> Scalar:
+    """What `transformed` left to be applied."""
+    scale = batch.logit_scale
+    if batch.softcap is not None or (isinstance(scale, float) and scale == 0.0):
+        return 1.0
+    if isinstance(scale, float):
+        return abs(scale)
+    return scale * _sign(batch.backend.xp, scale)
+
+
+def _sign(xp: Any, scale: Array) -> Array:
+    return xp.where(scale < 0.0, -xp.ones_like(scale), xp.ones_like(scale))
 
 
 def counted(xp: Any, rows: TargetRows, x: Array) -> Array:
@@ -132,8 +191,7 @@ def counted(xp: Any, rows: TargetRows, x: Array) -> Array:
     return x if rows.kept is None else xp.where(rows.kept, x, 0.0)
 
 
-def _correct(rows: TargetRows, prediction: Array) -> Array:
-    correct = prediction == rows.label()
+def _correct(rows: TargetRows, correct: Array) -> Array:
     if rows.kept is not None:
         correct = correct & rows.kept
     return correct if rows.bad is None else correct & ~rows.bad

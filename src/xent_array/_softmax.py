@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from xent_array._arguments import Library
@@ -118,11 +119,14 @@ def logsumexp(x: ArrayT, axis: int = -1) -> ArrayT:
     >>> xent_array.logsumexp(np.asarray([[1000.0, 1000.0], [0.0, -np.inf]])).round(4)
     array([1000.6931,    0.    ])
     """
-    library, z, _ = _open(x, axis)
+    library, z, axis = _open(x, axis)
     backend = library.backend
+    if backend.chunked:
+        chunks: ArrayT = backend.map_chunks(partial(logsumexp, axis=axis), x, axis, keep=False)
+        return chunks
     dtype = backend.compute_dtype(z.dtype)
     differentiable = backend.differentiates(z)
-    blocks, slabs = _plan(library, z, differentiable=differentiable)
+    _, blocks, slabs = _plan(library, z, differentiable=differentiable)
 
     def of_block(block: RowIndex) -> Array:
         parts = []
@@ -150,6 +154,10 @@ def _along_classes(x: ArrayT, axis: int, formula: Callable[[Any, Spread], Array]
     """Apply a formula for every class of a row, block by block; whole rows make a block."""
     library, z, axis = _open(x, axis)
     backend = library.backend
+    if backend.chunked:
+        of_chunk = partial(_along_classes, axis=axis, formula=formula)
+        chunks: ArrayT = backend.map_chunks(of_chunk, x, axis, keep=True)
+        return chunks
     dtype = backend.compute_dtype(z.dtype)
     differentiable = backend.differentiates(z)
 

@@ -22,12 +22,13 @@ negative, that is applied after `top` is subtracted, where it costs no digits.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from xent_array._backends import Standard
 from xent_array._namespace import Array
 
 Scalar = float | Array
+T = TypeVar("T")
 
 
 class Spread(NamedTuple):
@@ -37,6 +38,22 @@ class Spread(NamedTuple):
     rest: Array
     shifted: Array  # scale·(z - top), every class
     exps: Array  # exp(shifted), every class
+    source: tuple[Array, Array, Scalar] | None = None  # z, what is subtracted of it, scale
+
+    def shifted_at(self, backend: Standard, index: Array) -> Array:
+        """One entry of each row's `shifted`.
+
+        A compiler would store every entry to pick one: it is given the one logit instead.
+        """
+        if self.source is None:
+            return backend.gather(self.shifted, index)
+        z, base, scale = self.source
+        return times(scale, backend.gather(z, index) - base)
+
+    def exp_at(self, backend: Standard, index: Array) -> Array:
+        if self.source is None:
+            return backend.gather(self.exps, index)
+        return backend.xp.exp(self.shifted_at(backend, index))
 
 
 class FourNumbers(NamedTuple):
@@ -53,30 +70,31 @@ def spread(
 ) -> Spread:
     """Find top and rest of whole rows, or of a `slab` of their classes.
 
-    Where nobody differentiates and Python may look at values, rest is the plain sum less its 1,
-    mended in the rows where that loses digits: an argmax costs half as much again. Elsewhere the
-    entry held apart is singled out by argmax, a constant, and *gathered*: a maximum passes wrong
-    gradients at ties, a mask over all the greatest entries wrong second derivatives.
+    Where the library differentiates this code, the entry held apart is singled out by argmax, a
+    constant, and *gathered*: a maximum passes wrong gradients at ties, a mask over all the greatest
+    entries wrong second derivatives. Elsewhere a maximum does, at half the cost.
     """
     xp = backend.xp
-    plain = not differentiable and backend.branches(z)
-    if plain:
-        top = backend.row_max(z)
-    else:
+    if differentiable:
         index = backend.row_argmax(z)
         apart = backend.class_range(z) == index
         top = backend.gather(z, index)
+    else:
+        top = backend.row_max(z)
     # A slab of nothing but -inf is an empty one: its exps are 0, its rest is 0. A row is NaN.
-    shifted = times(scale, z - (xp.where(top == -xp.inf, 0.0, top) if slab else top))
-    if plain:
-        exps = xp.exp(shifted)
-        return Spread(top, _sum_less_one(backend, exps), shifted, exps)
-    if not slab:
+    base = xp.where(top == -xp.inf, 0.0, top) if slab else top
+    shifted = times(scale, z - base)
+    if differentiable and not slab:
         # Constant, lest derivatives of +1 and -1 cancel at the top.
         shifted = xp.where(apart, 0.0, shifted)
     exps = xp.exp(shifted)
-    rest = backend.row_sum(xp.where(apart, 0.0, exps))
-    return Spread(top, rest if slab else _whole(top, rest), shifted, exps)
+    if not differentiable and backend.branches(z):
+        return Spread(top, _sum_less_one(backend, exps), shifted, exps)
+    if differentiable:
+        rest, source = backend.row_sum(xp.where(apart, 0.0, exps)), None
+    else:
+        rest, source = _sum_below(backend, exps), (z, base, scale)
+    return Spread(top, rest if slab else _whole(top, rest), shifted, exps, source)
 
 
 def _sum_less_one(backend: Standard, exps: Array) -> Array:
@@ -97,6 +115,19 @@ def _sum_less_one(backend: Standard, exps: Array) -> Array:
         further = xp.maximum(count - 1.0, xp.zeros_like(count))  # none in a slab of -inf
         rest[rows, :] = backend.row_sum(xp.where(ones, 0.0, few)) + further
     return rest
+
+
+def _sum_below(backend: Standard, exps: Array) -> Array:
+    """Sum all but one of the entries that are 1, the high entries apart from the others.
+
+    No entry is asked whether it is exactly 1: a compiler may evaluate the logits twice, for the
+    maximum and for the difference from it, and not to the same last digit. If the sum of those
+    above 1/2 is about 1 there is only one of them, and it is the top.
+    """
+    xp, high = backend.xp, exps > 0.5
+    further = backend.row_sum(xp.where(high, exps, 0.0)) - 1.0
+    further = xp.where(further < 0.25, 0.0, further)
+    return backend.row_sum(xp.where(high, 0.0, exps)) + further
 
 
 def logsumexp(xp: Any, top: Array, rest: Array, scale: Scalar = 1.0) -> Array:
@@ -137,17 +168,24 @@ def merge(xp: Any, a: FourNumbers, b: FourNumbers, scale: Scalar = 1.0) -> FourN
 
 
 def merge_tree(xp: Any, slabs: Sequence[FourNumbers], scale: Scalar = 1.0) -> FourNumbers:
-    """Merge the slabs of whole rows.
+    """Merge the slabs of whole rows."""
+    return whole(fold(slabs, lambda a, b: merge(xp, a, b, scale)))
 
-    Neighbours first, then their neighbours: errors grow with the depth, not with the count.
+
+def fold(parts: Sequence[T], join: Callable[[T, T], T]) -> T:
+    """Join neighbours, then their neighbours, as a tree.
+
+    Errors grow with its depth, not with the number of parts.
     """
-    if len(slabs) == 1:
-        return slabs[0]
-    while len(slabs) > 1:
-        pairs = zip(slabs[::2], slabs[1::2], strict=False)
-        odd = slabs[-1:] if len(slabs) % 2 else []
-        slabs = [*(merge(xp, a, b, scale) for a, b in pairs), *odd]
-    (row,) = slabs
+    while len(parts) > 1:
+        pairs = zip(parts[::2], parts[1::2], strict=False)
+        odd = parts[-1:] if len(parts) % 2 else []
+        parts = [*(join(a, b) for a, b in pairs), *odd]
+    return parts[0]
+
+
+def whole(row: FourNumbers) -> FourNumbers:
+    """The numbers of all classes together: no row without a finite top has a loss."""
     return row._replace(rest=_whole(row.top, row.rest))
 
 

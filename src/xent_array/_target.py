@@ -10,7 +10,7 @@ from xent_array._backends import Standard, dtype_name
 from xent_array._blocks import LOOK, row_blocks
 from xent_array._namespace import Array
 from xent_array._options import Options
-from xent_array._rows import classes_last
+from xent_array._rows import fits
 from xent_array._wanted import IndexTarget, ProbabilityTarget, Smoothing, Target
 
 
@@ -48,11 +48,11 @@ def check_target(
             f"(probabilities), got {dtype_name(target.dtype)}"
         )
     _check_probabilities(target, shape, options.ignore_index)
-    return ProbabilityTarget(q, classes_last(library.backend, target, axis))
+    return ProbabilityTarget(q, target)
 
 
 def _check_probabilities(target: Array, shape: tuple[int, ...], ignore_index: int) -> None:
-    if tuple(target.shape) != shape:
+    if not fits(tuple(target.shape), shape):
         raise ValueError(
             f"target of dtype {dtype_name(target.dtype)} holds probabilities, which must have the "
             f"shape of logits {shape}; got shape {tuple(target.shape)} (class indices must have "
@@ -67,7 +67,7 @@ def _check_probabilities(target: Array, shape: tuple[int, ...], ignore_index: in
 
 def _check_index_shape(target: Array, shape: tuple[int, ...], axis: int) -> None:
     given, rows = tuple(target.shape), shape[:axis] + shape[axis + 1 :]
-    if given == rows:
+    if fits(given, rows):
         return
     advice = ""
     if given == shape:

@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from xent_array._backends import Standard
-from xent_array._blocks import RowIndex
+from xent_array._blocks import RowIndex, slab_of
 from xent_array._namespace import Array
-from xent_array._stats import Scalar, times, weighted
+from xent_array._stats import Scalar, Spread, times, weighted
 
 
 class Smoothing(NamedTuple):
@@ -57,6 +57,14 @@ class IndexTarget(NamedTuple):
     ignore_index: int | None  # None: no row holds it
     trusted: bool  # every index that counts is known to be a class
 
+    @property
+    def column(self) -> Array:
+        """What there is of each row."""
+        return self.index
+
+    def with_column(self, column: Array) -> IndexTarget:
+        return self._replace(index=column)
+
     def rows(self, block: RowIndex, where: Array | None) -> IndexRows:
         backend, index = self.q.backend, self.index[block]
         index = backend.cast(index, backend.index_dtype(index))
@@ -79,12 +87,13 @@ class IndexRows(NamedTuple):
     kept: Array | None
     bad: Array | None
 
-    def weigh(self, shifted: Array, classes: slice) -> tuple[Scalar, Array]:
+    def weigh(self, slab: Spread, classes: slice) -> tuple[Scalar, Array]:
         """Mass and dot of a slab of logits below their top."""
-        backend, q = self.q.backend, self.q
+        backend, q, shifted = self.q.backend, self.q, slab.shifted
         xp = backend.xp
         share = self._share()
-        picked, inside = self._pick(shifted, classes)
+        index, inside = self._local(shifted, classes)
+        picked = slab.shifted_at(backend, index)
         if inside is not None:
             picked = xp.where(inside, picked, 0.0)
             share = share * xp.astype(inside, shifted.dtype)
@@ -94,12 +103,12 @@ class IndexRows(NamedTuple):
         even = weighted(xp, q.even_share(classes), shifted)
         return share + q.even_mass(classes), dot + backend.row_sum(even)
 
-    def gradient(self, exps: Array, row: Pull, classes: slice) -> Array:
+    def gradient(self, slab: Spread, row: Pull, classes: slice) -> Array:
         r"""Derivatives of `row.factor` times the loss by a slab of logits below their top.
 
         A·p_j - q_j with p_j = exps_j/(1 + rest), A = mass + excess and q_j = c_j + b·[j = target],
-        c the even share of smoothing and b the target's own. Where the target is the top,
-        A - q_t is near to 0 and formed from its parts, (sum c + excess) - c_t:
+        c the even share of smoothing and b the target's own. Where the target is the top and p_t
+        near to 1, A - q_t is near to 0 and formed from its parts, (sum c + excess) - c_t:
 
             A·p_t - q_t = ((A - q_t) - q_t·rest)/(1 + rest).
         """
@@ -108,7 +117,7 @@ class IndexRows(NamedTuple):
         own = self._share()
         inverse = 1.0 / (1.0 + row.rest)  # rounded once for all classes, so that they sum to 0
         pull = (row.mass + row.excess) * inverse
-        grad = exps * (pull * row.factor)
+        grad = slab.exps * (pull * row.factor)
         even, whole = 0.0, slice(0, q.classes)
         excess = row.excess
         if q.is_smooth:
@@ -119,9 +128,10 @@ class IndexRows(NamedTuple):
                 even = backend.take(even, self.index)
             excess = excess + (q.even_mass(whole) - even)
         wanted = own + even
-        picked, inside = self._pick(exps, classes)
+        index, inside = self._local(grad, classes)
+        picked = slab.exp_at(backend, index)
         apart = (excess - wanted * row.rest) * inverse
-        target = xp.where(picked == 1.0, apart, picked * pull - wanted) * row.factor
+        target = xp.where(_leads(picked, row.rest), apart, picked * pull - wanted) * row.factor
         if inside is None:
             return backend.put(grad, self.index, target)
         return xp.where(backend.class_range(grad) == self.index - classes.start, target, grad)
@@ -131,21 +141,17 @@ class IndexRows(NamedTuple):
         weight, share = self.row_weight(), 1.0 - self.q.smoothing
         return share if weight is None else times(share, weight)
 
-    def _pick(self, x: Array, classes: slice) -> tuple[Array, Array | None]:
-        """Entries of a slab at the target, and where it lies in the slab (None: everywhere)."""
+    def _local(self, x: Array, classes: slice) -> tuple[Array, Array | None]:
+        """The target's place in a slab, and in which rows it has one (None: in all)."""
         if x.shape[-1] == self.q.classes:
-            return self.q.backend.gather(x, self.index), None
+            return self.index, None
         local = self.index - classes.start
         inside = (local >= 0) & (local < x.shape[-1])
-        return self.q.backend.gather(x, self.q.backend.xp.where(inside, local, 0)), inside
+        return self.q.backend.xp.where(inside, local, 0), inside
 
     def row_weight(self) -> Array | None:
         """What a row adds to the divisor of the mean; None: 1."""
         return None if self.q.weight is None else self.q.backend.take(self.q.weight, self.index)
-
-    def label(self) -> Array:
-        """The class that counts as correct."""
-        return self.index
 
 
 class ProbabilityTarget(NamedTuple):
@@ -153,6 +159,14 @@ class ProbabilityTarget(NamedTuple):
 
     q: Smoothing
     probabilities: Array
+
+    @property
+    def column(self) -> Array:
+        """What there is of each row."""
+        return self.probabilities
+
+    def with_column(self, column: Array) -> ProbabilityTarget:
+        return self._replace(probabilities=column)
 
     def rows(self, block: RowIndex, where: Array | None) -> ProbabilityRows:
         return ProbabilityRows(self.q, self.probabilities[block], where)
@@ -164,25 +178,27 @@ class ProbabilityRows(NamedTuple):
     kept: Array | None
     bad: None = None
 
-    def weigh(self, shifted: Array, classes: slice) -> tuple[Scalar, Array]:
+    def weigh(self, slab: Spread, classes: slice) -> tuple[Scalar, Array]:
         """Mass and dot of a slab of logits below their top."""
-        backend, wanted = self.q.backend, self._wanted(shifted.dtype, classes)
-        return backend.row_sum(wanted), backend.row_sum(weighted(backend.xp, wanted, shifted))
+        backend, wanted = self.q.backend, self._wanted(slab.shifted.dtype, classes)
+        return backend.row_sum(wanted), backend.row_sum(weighted(backend.xp, wanted, slab.shifted))
 
-    def gradient(self, exps: Array, row: Pull, classes: slice) -> Array:
+    def gradient(self, slab: Spread, row: Pull, classes: slice) -> Array:
         """Derivatives of `row.factor` times the loss by a slab of logits below their top.
 
-        A·p_j - q_j with p_j = exps_j/(1 + rest) and A = mass + excess; at the top, where A and q_j
+        A·p_j - q_j with p_j = exps_j/(1 + rest) and A = mass + excess; at a leading top, where both
         may be equal, ((A - q_j) - q_j·rest)/(1 + rest).
         """
-        xp, wanted = self.q.backend.xp, self._wanted(exps.dtype, classes)
+        xp, exps = self.q.backend.xp, slab.exps
+        wanted = self._wanted(exps.dtype, classes)
         inverse, total = 1.0 / (1.0 + row.rest), row.mass + row.excess
         apart = ((total - wanted) - wanted * row.rest) * inverse
-        return xp.where(exps == 1.0, apart, exps * (total * inverse) - wanted) * row.factor
+        leads = _leads(exps, row.rest)
+        return xp.where(leads, apart, exps * (total * inverse) - wanted) * row.factor
 
     def _wanted(self, dtype: Any, classes: slice) -> Array:
         q = self.q
-        wanted = q.backend.cast(self.probabilities[..., classes], dtype)
+        wanted = q.backend.cast(slab_of(self.probabilities, classes), dtype)
         if self.kept is not None:
             wanted = q.backend.xp.where(self.kept, wanted, 0.0)
         if q.is_smooth:
@@ -192,15 +208,19 @@ class ProbabilityRows(NamedTuple):
     def row_weight(self) -> None:
         """None: every row of probabilities adds 1 to the divisor of the mean."""
 
-    def label(self) -> Array:
-        """The class that counts as correct."""
-        return self.q.backend.row_argmax(self.probabilities)
-
 
 #: The target of a call, and of a block of its rows, whose common fields are `kept` (False in rows
 #: that do not count; None: all do) and `bad` (True in rows whose index is no class; None: none).
 Target = IndexTarget | ProbabilityTarget
 TargetRows = IndexRows | ProbabilityRows
+
+
+def _leads(exps: Array, rest: Array) -> Array:
+    """Which entry, if any, has most of its row's probability.
+
+    Every other entry is part of `rest`. An exp is not compared with 1: see `_stats._sum_below`.
+    """
+    return exps > 0.5 + rest
 
 
 def _both(a: Array, b: Array | None) -> Array:

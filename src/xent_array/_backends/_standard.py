@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+from collections.abc import Callable
 from typing import Any, Literal
 
 from xent_array._namespace import Array
@@ -27,6 +28,12 @@ class Standard:
     #: A sum of exponentials, the greatest of them 1, from which the 1 can be taken again: the sum's
     #: own error, multiplied by 1 + 1/rest, must keep to the promise.
     trusted_sum = 1.5
+
+    #: Whether blocks are a loop of the library's own, `map_rows`, and not of Python.
+    maps_rows = False
+
+    #: Whether arrays are graphs of chunks, to be evaluated later.
+    chunked = False
 
     def __init__(self, xp: Any) -> None:
         self.xp = xp
@@ -60,6 +67,16 @@ class Standard:
         """Why an array that repeats entries cannot be written to."""
         repeats = any(step == 0 and n > 1 for step, n in zip(strides, shape, strict=True))
         return "its entries share memory" if repeats else None
+
+    def map_chunks(
+        self, function: Callable[[Array], Array], x: Array, axis: int, *, keep: bool
+    ) -> Array:
+        """A `function` of arrays, of each chunk of a `chunked` library's."""
+        raise NotImplementedError
+
+    def map_rows(self, function: Callable[[Any], Any], rows: Any, size: int) -> Any:
+        """``function`` of each row of the arrays in `rows`, so many at once; results stacked."""
+        raise NotImplementedError
 
     def detached(self) -> contextlib.AbstractContextManager[Any]:
         """Have the library not differentiate what is computed."""
@@ -139,6 +156,10 @@ class Standard:
     def gather(self, x: Array, index: Array) -> Array:
         """``x[..., index]`` row by row; `index` is within bounds and keeps the class axis."""
         return self.xp.take_along_axis(x, index, axis=-1)
+
+    def broadcast_rows(self, x: Array, shape: tuple[int, ...]) -> Array:
+        """`x`, which is 0-d or has the rows' number of axes, in the shape of the rows."""
+        return self.xp.broadcast_to(x, shape)
 
     def put(self, x: Array, index: Array, value: Array) -> Array:
         """`x`, an array of our own, with `value` at ``x[..., index]`` row by row."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from xent_array._backends._standard import Memory, Standard, dtype_name
+from xent_array._backends._numpy_dtypes import NumpyDtypes
+from xent_array._backends._standard import Memory
 from xent_array._namespace import Array
 
 _PLAIN = frozenset((np.ndarray, np.memmap))
@@ -15,7 +16,7 @@ _INDEX = np.dtype(np.intp)
 _UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
 
-class Backend(Standard):
+class Backend(NumpyDtypes):
     def admit(self, name: str, x: Array) -> Array:
         if type(x) is np.ndarray:
             return x
@@ -43,26 +44,6 @@ class Backend(Standard):
 
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
         return np.errstate(all="ignore")
-
-    # ml_dtypes' bfloat16 is of kind "V" to NumPy, and np.isdtype refuses it.
-
-    def is_floating(self, dtype: Any) -> bool:
-        return dtype.kind == "f" or dtype_name(dtype) == "bfloat16"
-
-    def is_integer(self, dtype: Any) -> bool:
-        return dtype.kind in "iu"
-
-    def is_boolean(self, dtype: Any) -> bool:
-        return bool(dtype.kind == "b")
-
-    def dtype(self, dtype: Any) -> Any:
-        return np.dtype(dtype)
-
-    def compute_dtype(self, dtype: Any) -> Any:
-        return dtype if dtype.itemsize > 2 else np.dtype(np.float32)
-
-    def itemsize(self, dtype: Any) -> int:
-        return int(dtype.itemsize)
 
     def index_dtype(self, x: Array) -> Any:
         return _INDEX

@@ -10,8 +10,6 @@ from torch.utils import _pytree as pytree
 
 from xent_array._batch import Batch
 from xent_array._evaluate import Result, value, value_and_grad
-from xent_array._options import DEFAULTS
-from xent_array._rows import classes_last
 
 
 def evaluate_torch(batch: Batch) -> Result:
@@ -22,13 +20,13 @@ def evaluate_torch(batch: Batch) -> Result:
     """
     plain = (
         batch.memory != "opaque"
-        and not batch.options.return_stats
+        and not batch.return_stats
         and forward_ad._current_level < 0
-        and not batch.backend.differentiates(*batch.inputs)
+        and batch.logits_alone
     )
     if not plain:
         return value(batch)
-    loss = _Loss.apply(batch.caller_logits, batch)  # type: ignore[no-untyped-call]
+    loss = _Loss.apply(batch.logits, batch)  # type: ignore[no-untyped-call]
     return Result(loss, None, None)
 
 
@@ -47,7 +45,7 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: torch.Tensor) -> None:
         logits, batch = inputs
-        leaves, ctx.form = pytree.tree_flatten(_without_arguments(batch))
+        leaves, ctx.form = pytree.tree_flatten(batch._replace(logits=None))
         ctx.leaves = [None if isinstance(x, torch.Tensor) else x for x in leaves]
         ctx.places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor)]
         ctx.save_for_backward(logits, *(leaves[i] for i in ctx.places))
@@ -62,7 +60,7 @@ class _Loss(torch.autograd.Function):
         if torch.is_grad_enabled() or batch.backend.memory(grad_loss) == "opaque":
             return _derived(batch, logits, grad_loss), None
         upstream = grad_loss.broadcast_to(batch.shape)[..., None]
-        batch = _with_logits(batch, logits)._replace(grad_output=upstream)
+        batch = batch._replace(logits=logits, grad_output=upstream)
         return value_and_grad(batch).grad_logits, None
 
 
@@ -71,20 +69,6 @@ def _derived(batch: Batch, logits: torch.Tensor, grad_loss: torch.Tensor) -> tor
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         alias = logits.view_as(logits)  # the hooks of the logits themselves run once, outside
-        loss = value(_with_logits(batch, alias)).loss
+        loss = value(batch._replace(logits=alias)).loss
         (grad,) = torch.autograd.grad(loss, alias, grad_loss, create_graph=again)
     return grad
-
-
-def _without_arguments(batch: Batch) -> Batch:
-    """What is left of a batch without the caller's own arrays, of which it holds views as rows."""
-    rows = batch.options.denominator if isinstance(batch.options.denominator, str) else None
-    options = DEFAULTS._replace(
-        reduction=batch.options.reduction, on_empty=batch.options.on_empty, denominator=rows
-    )
-    return batch._replace(options=options, caller_logits=None, logits=None, inputs=())
-
-
-def _with_logits(batch: Batch, logits: torch.Tensor) -> Batch:
-    rows = classes_last(batch.backend, logits, batch.axis)
-    return batch._replace(caller_logits=logits, logits=rows)

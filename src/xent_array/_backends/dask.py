@@ -1,0 +1,43 @@
+"""dask: lazy arrays in chunks, whose sizes along the rows may not be known yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import dask.array as da
+import numpy as np
+
+from xent_array._backends._numpy_dtypes import NumpyDtypes
+from xent_array._namespace import Array
+
+
+class Backend(NumpyDtypes):
+    chunked = True
+
+    def admit(self, name: str, x: Array) -> Array:
+        if not isinstance(x._meta, np.ndarray) and not hasattr(x._meta, "__cuda_array_interface__"):
+            kind = type(x._meta)
+            raise TypeError(
+                f"{name} must have chunks of NumPy or CuPy arrays, got chunks of "
+                f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}: map them to arrays"
+            )
+        return x
+
+    def device(self, x: Array) -> Any:
+        return None  # that of the chunks, once there are some
+
+    def index_dtype(self, x: Array) -> Any:
+        return np.dtype(np.int64)
+
+    def broadcast_rows(self, x: Array, shape: tuple[int, ...]) -> Array:
+        # Chunk by chunk: how many rows there are may not be known.
+        return da.reshape(x, (1,) * len(shape)) if x.ndim == 0 else x
+
+    def map_chunks(
+        self, function: Callable[[Array], Array], x: Array, axis: int, *, keep: bool
+    ) -> Array:
+        """`function` of chunks that hold all of an axis, which is gone after it unless kept."""
+        whole = x.rechunk({axis: -1})
+        dropped = None if keep else axis
+        return da.map_blocks(function, whole, drop_axis=dropped, dtype=x.dtype, meta=x._meta)

@@ -1,0 +1,96 @@
+"""JAX: one compiled expression, traced and sharded arrays, memory that is never written to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from xent_array._backends._standard import Memory, Standard
+from xent_array._namespace import Array
+
+
+class Backend(Standard):
+    maps_rows = True
+
+    def device(self, x: Array) -> Any:
+        return None  # arrays are made where what they meet lies
+
+    def memory(self, x: Array) -> Memory:
+        if isinstance(x, jax.core.Tracer) or len(x.devices()) > 1:
+            return "opaque"
+        return "host" if next(iter(x.devices())).platform == "cpu" else "device"
+
+    def differentiates(self, *arrays: Array) -> bool:
+        return True  # any trace may be, now or later
+
+    def is_floating(self, dtype: Any) -> bool:
+        return super().is_floating(dtype) and self.itemsize(dtype) > 1
+
+    def unwritable(self, x: Array) -> str | None:
+        return "JAX arrays are immutable"
+
+    def map_rows(self, function: Callable[[Any], Any], rows: Any, size: int) -> Any:
+        length = rows[0].shape[0]
+
+        def cut(start: Array) -> Any:
+            return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), rows)
+
+        def step(i: Array, results: Any) -> Any:
+            # The last block takes some rows once more: all have one size.
+            start = jnp.minimum(i * size, length - size)
+            parts = function(cut(start))
+            return jax.tree.map(
+                lambda x, part: jax.lax.dynamic_update_slice_in_dim(x, part, start, 0),
+                results,
+                parts,
+            )
+
+        parts = jax.eval_shape(lambda: function(cut(0)))
+        room = jax.tree.map(lambda x: jax.lax.empty((length, *x.shape[1:]), x.dtype), parts)
+        return jax.lax.fori_loop(0, -(-length // size), step, room)
+
+    def dtype(self, dtype: Any) -> Any:
+        chosen = jnp.dtype(dtype)
+        if jax.dtypes.canonicalize_dtype(chosen) != chosen:
+            raise TypeError(f"{chosen} needs 64-bit numbers, which jax_enable_x64 switches on")
+        return chosen
+
+    def row_argmax(self, x: Array) -> Array:
+        return jnp.argmax(x, axis=-1, keepdims=True)
+
+    def row_sum(self, x: Array) -> Array:
+        return jnp.sum(x, axis=-1, keepdims=True)  # XLA sums as a tree
+
+    def gather(self, x: Array, index: Array) -> Array:
+        if not _explicit(x):
+            return jnp.take_along_axis(x, index, axis=-1)
+        found = self.class_range(x) == index
+        return jnp.sum(jnp.where(found, x, jnp.zeros_like(x)), axis=-1, keepdims=True)
+
+    def class_range(self, x: Array) -> Array:
+        classes, dtype = x.shape[-1], self.index_dtype(x)
+        if not _explicit(x):
+            return jnp.arange(classes, dtype=dtype)
+        sharding = jax.typeof(x).sharding
+        place = NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[-1]))
+        return jnp.arange(classes, dtype=dtype, out_sharding=place)
+
+    def within(self, index: Array, length: int) -> bool:
+        host = np.asarray(index)  # a view: only host memory is looked at in passing
+        return bool(host.min() >= 0) and bool(host.max() < length)
+
+    def take(self, x: Array, index: Array) -> Array:
+        if not _explicit(index):
+            return x[index]
+        return self.gather(jnp.broadcast_to(x, (*index.shape[:-1], *x.shape)), index)
+
+
+def _explicit(x: Array) -> bool:
+    """Whether the type of an array says how it is sharded, which a gather cannot follow."""
+    mesh = jax.typeof(x).sharding.mesh
+    return not mesh.empty and mesh._any_axis_explicit
