@@ -2,32 +2,110 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import shutil
-import zipfile
+import sys
 from pathlib import Path
 
 import nox
+from packaging.requirements import Requirement
 
+nox.needs_version = ">=2025.2"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_external_run = True
-nox.options.sessions = ["tests", "lint", "typing", "docs"]
+nox.options.sessions = ["tests", "examples", "imports", "lint", "typing", "docs"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
+#: The array libraries of a machine without a GPU: a dependency group each, and its namespace.
+NAMESPACES = {
+    "numpy": "numpy",
+    "torch": "torch",
+    "jax": "jax.numpy",
+    "dask": "dask.array",
+    "array-api-strict": "array_api_strict",
+}
+BACKENDS = [nox.param(name, id=name) for name in NAMESPACES]
 
-def install(session: nox.Session, *groups: str) -> None:
+#: The Pythons that this machine has of those the package is for.
+PYTHONS = [f"3.{minor}" for minor in range(11, 16) if shutil.which(f"python3.{minor}")]
+
+#: JAX compiles hundreds of small programs here, for which optimising costs more than it saves.
+QUICK_TO_COMPILE = {"XLA_FLAGS": "--xla_llvm_disable_expensive_passes=true"}
+
+
+def groups(*names: str) -> list[str]:
+    return list(nox.project.dependency_groups(PYPROJECT, *names))
+
+
+def install(session: nox.Session, *names: str) -> None:
     """Install dependency groups and the package itself, in one go so that all pins are seen."""
-    session.install(*nox.project.dependency_groups(PYPROJECT, *groups), ".")
+    session.install(*groups(*names), ".")
+
+
+def conformance(session: nox.Session, namespace: str) -> None:
+    """Run the conformance kit on an array library, warnings being errors."""
+    session.run("python", "-W", "error", "-m", "xent_array.testing", namespace)
 
 
 @nox.session
-def tests(session: nox.Session) -> None:
-    """Run the tests and every example of the docs and docstrings, on the package as installed."""
-    install(session, "test")
+@nox.parametrize("backend", BACKENDS)
+def tests(session: nox.Session, backend: str) -> None:
+    """Run the tests on one array library, torch beside it as the reference."""
+    install(session, "suite", backend)
+    library = backend.replace("-", "_")
     # One process: torch has threads of its own, which get in each other's way across processes.
-    # `nox -s tests -- -n auto --dist loadfile` uses several: the examples of a file share their
-    # names, so files must stay whole.
-    session.run("pytest", *session.posargs)
+    # JAX compiles on one: two processes for it, as long as files stay whole for their fixtures.
+    parallel = ["-n", "2", "--dist", "worksteal"] if backend == "jax" else []
+    session.run(
+        "pytest",
+        "tests",
+        "--array-api-backend",
+        library,
+        *parallel,
+        *session.posargs,
+        env=QUICK_TO_COMPILE if backend == "jax" else {},
+    )
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Run every example of the docs and docstrings, with all array libraries installed."""
+    install(session, "test")
+    session.run("pytest", "README.md", "docs", "src", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("backend", BACKENDS)
+def imports(session: nox.Session, backend: str) -> None:
+    """Use one array library with nothing else installed: the self-check and the conformance kit."""
+    session.install(*groups(backend), ".[testing]")
+    session.run("python", "-W", "error", "-m", "xent_array")
+    conformance(session, NAMESPACES[backend])
+
+
+@nox.session(python=sorted({PYTHONS[0], PYTHONS[-1]}) if PYTHONS else False)
+def pythons(session: nox.Session) -> None:
+    """Run the conformance kit on the oldest and the newest Python there is."""
+    session.install(*groups("numpy", "array-api-strict"), ".[testing]")
+    for namespace in ("numpy", "array_api_strict"):
+        conformance(session, namespace)
+
+
+@nox.session
+def minimums(session: nox.Session) -> None:
+    """Run the conformance kit with the oldest versions allowed (torch excepted)."""
+    oldest = [
+        f"{requirement.name}=={bound.version}.*"
+        for requirement in map(Requirement, [*PYPROJECT["project"]["dependencies"], *groups(*NAMESPACES)])
+        for bound in requirement.specifier
+        if requirement.name != "torch"
+    ]
+    session.install(*oldest, ".[testing]")
+    for backend, namespace in NAMESPACES.items():
+        if backend != "torch":
+            conformance(session, namespace)
 
 
 @nox.session
@@ -55,20 +133,58 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Learn to read handwritten digits on two array libraries."""
+    """Learn to read handwritten digits on every array library."""
     install(session, "demo")
     session.run("python", "examples/digits.py")
 
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build the source distribution and the wheel into dist/, and look into the wheel."""
+    """Build the source distribution and the wheel into dist/; run the tests from the wheel."""
     session.install("build")
     shutil.rmtree("dist", ignore_errors=True)
     session.run("python", "-m", "build")
     (wheel,) = Path("dist").glob("*.whl")
-    if "xent_array/py.typed" not in zipfile.ZipFile(wheel).namelist():
-        session.error(f"{wheel} has no py.typed: its users' type checkers would ignore its types")
+    session.install(*groups("suite"), str(wheel))
+    session.run("pytest", "tests", "--array-api-backend", "numpy", *session.posargs)
+    # Without this file the type checkers of its users would ignore the package's types.
+    typed = "import importlib.resources as r; assert (r.files('xent_array') / 'py.typed').is_file()"
+    session.run("python", "-c", typed)
+
+
+@nox.session(venv_backend="none")
+def gpu(session: nox.Session) -> None:
+    """Run the tests on CuPy and torch CUDA with this very Python; nothing is installed."""
+    found = [library for library, there in (("cupy", cupy_gpu), ("torch", torch_gpu)) if there()]
+    if not found:
+        session.skip("no GPU that CuPy or torch can use")
+    for library in found:
+        session.run(
+            sys.executable,
+            "-m",
+            "pytest",
+            "tests",
+            "--array-api-backend",
+            library,
+            *session.posargs,
+            env={**os.environ, "XENT_DEVICE": "cuda"},
+        )
+
+
+def cupy_gpu() -> bool:
+    if importlib.util.find_spec("cupy") is None:
+        return False
+    import cupy
+
+    return bool(cupy.is_available())
+
+
+def torch_gpu() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @nox.session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from operator import index
 
 from xent_array._arguments import Library
@@ -19,6 +20,8 @@ def class_axis(library: Library, axis: int | None) -> int:
     if not -ndim <= axis < ndim:
         raise ValueError(f"axis is {axis}: out of range for {name} of shape {shape}")
     axis %= ndim
+    if math.isnan(shape[axis]):
+        raise ValueError(f"{name} must have a known number of classes along axis {axis}")
     if shape[axis] == 0:
         raise ValueError(f"{name} of shape {shape} must have at least one class along axis {axis}")
     return axis

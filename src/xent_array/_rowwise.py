@@ -125,13 +125,11 @@ def conclude(batch: Batch, block: RowIndex, reading: Reading) -> RowResult:
     if batch.z_loss or batch.return_stats:
         row = slab.numbers
         lse = counted(xp, rows, logsumexp(xp, row.top, row.rest, scale_below_top(batch)))
-    if batch.z_loss:
-        loss = loss + batch.z_loss * (lse * lse)
+        loss = loss + batch.z_loss * (lse * lse) if batch.z_loss else loss
     stats: Sequence[Array] = ()
     if slab.prediction is not None:
         prediction = slab.prediction.place
-        label = rows.index if isinstance(rows, IndexRows) else slab.label.place
-        stats = Stats(lse, prediction, _correct(rows, prediction == label))
+        stats = Stats(lse, prediction, _correct(rows, prediction == _label(rows, slab)))
     if batch.sample_weight is not None:
         loss = loss * counted(xp, rows, factor_of(batch, batch.sample_weight, block))
     if rows.bad is not None:  # by a product, so that the gradient is NaN under autodiff too
@@ -189,6 +187,14 @@ def _sign(xp: Any, scale: Array) -> Array:
 def counted(xp: Any, rows: TargetRows, x: Array) -> Array:
     """`x`, 0 in the rows that do not count."""
     return x if rows.kept is None else xp.where(rows.kept, x, 0.0)
+
+
+def _label(rows: TargetRows, slab: Slab) -> Array:
+    """The class that counts as correct."""
+    if slab.label is not None:
+        return slab.label.place
+    assert isinstance(rows, IndexRows)
+    return rows.index
 
 
 def _correct(rows: TargetRows, correct: Array) -> Array:

@@ -44,6 +44,8 @@ def _kind(library: str) -> type[Standard]:
         from xent_array._backends.torch import Backend  # type: ignore[assignment]
     elif library == "array_api_strict":
         from xent_array._backends.array_api_strict import Backend  # type: ignore[assignment]
+    elif library == "array_api_compat.cupy":
+        from xent_array._backends.cupy import Backend  # type: ignore[assignment]
     elif library == "jax.numpy":
         from xent_array._backends.jax import Backend  # type: ignore[assignment]
     elif library == "array_api_compat.dask.array":

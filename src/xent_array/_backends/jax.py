@@ -87,7 +87,7 @@ class Backend(Standard):
     def take(self, x: Array, index: Array) -> Array:
         if not _explicit(index):
             return x[index]
-        return self.gather(jnp.broadcast_to(x, (*index.shape[:-1], *x.shape)), index)
+        return x.at[index].get(out_sharding=jax.typeof(index).sharding)
 
 
 def _explicit(x: Array) -> bool:

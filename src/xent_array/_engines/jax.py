@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from xent_array._batch import Batch
@@ -39,13 +40,16 @@ class _Call(NamedTuple):
 
 def evaluate_jax(batch: Batch) -> Result:
     """Evaluate the loss: one compiled expression, inside another where the caller compiles."""
-    return _compiled_loss(*_taken_apart(batch))
+    result: Result = _compiled_loss(*_taken_apart(batch))
+    return result
 
 
 def evaluate_jax_with_grad(batch: Batch) -> Result:
     """Evaluate the loss and its gradient by the logits, constants to whatever differentiates."""
     call, arrays = _taken_apart(batch)
-    return _compiled_loss_and_grad(call, [jax.lax.stop_gradient(x) for x in arrays])
+    constants = [jax.lax.stop_gradient(x) for x in arrays]
+    result: Result = _compiled_loss_and_grad(call, constants)
+    return result
 
 
 def _taken_apart(batch: Batch) -> tuple[_Call, list[Array]]:
@@ -69,7 +73,7 @@ def _loss(call: _Call, arrays: list[Array]) -> Result:
 
 
 @functools.partial(_loss.defjvp, symbolic_zeros=True)
-def _loss_jvp(call: _Call, primals: Any, tangents: Any) -> tuple[Result, Result]:
+def _loss_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
     """The loss falls along its gradient; what else is differentiated, JAX derives."""
     (arrays,), ((direction, *others),) = primals, tangents
     closed = all(isinstance(x, SymbolicZero) for x in others)
@@ -103,12 +107,16 @@ def _loss_and_grad_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
 
 def _derived(function: Any, primals: Any, tangents: Any) -> Any:
     """The derivative along `tangents`, as JAX makes it of the array code."""
-    zero = jax.tree.map(
-        lambda x: x.instantiate() if isinstance(x, SymbolicZero) else x,
-        tangents,
-        is_leaf=lambda x: isinstance(x, SymbolicZero),
-    )
-    return jax.jvp(function, primals, zero)
+    (arrays,), (directions,) = primals, tangents
+    return jax.jvp(function, (arrays,), (list(map(_instantiated, arrays, directions)),))
+
+
+def _instantiated(x: Array, direction: Any) -> Any:
+    if not isinstance(direction, SymbolicZero):
+        return direction
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.zeros_like(x)
+    return np.zeros(x.shape, jax.dtypes.float0)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,0 +1,42 @@
+"""CuPy: NumPy's interface in a GPU's memory, never waited for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cupy as cp
+import numpy as np
+
+from xent_array._backends._numpy_dtypes import NumpyDtypes
+from xent_array._backends._standard import Memory
+from xent_array._namespace import Array
+
+
+class Backend(NumpyDtypes):
+    def admit(self, name: str, x: Array) -> Array:
+        if type(x) is not cp.ndarray:
+            raise TypeError(
+                f"{name} must be a plain array, got {type(x).__name__}: pass cupy.asarray(x)"
+            )
+        return x
+
+    def memory(self, x: Array) -> Memory:
+        return "device"
+
+    def unwritable(self, x: Array) -> str | None:
+        return self.shared(x.strides, x.shape)
+
+    def index_dtype(self, x: Array) -> Any:
+        return np.dtype(np.int64)
+
+    def cast(self, x: Array, dtype: Any) -> Array:
+        return x.astype(dtype, copy=False)
+
+    def row_sum(self, x: Array) -> Array:
+        return cp.sum(x, axis=-1, keepdims=True)  # in parallel, hence as a tree
+
+    def gather(self, x: Array, index: Array) -> Array:
+        return cp.take_along_axis(x, index, axis=-1)
+
+    def take(self, x: Array, index: Array) -> Array:
+        return x[index]

@@ -1,0 +1,165 @@
+"""What runs when dask's graph does: on the arrays of a chunk, block by block.
+
+A chunk holds some rows, and a slab of their classes. Functions of one chunk return named tuples of
+arrays, which dask hands on as it would an array.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from xent_array._backends import backend_of
+from xent_array._batch import Batch
+from xent_array._blocks import Assembly, RowIndex, keep_heap, plan
+from xent_array._gradient import Demand, gradient
+from xent_array._namespace import Array
+from xent_array._rowwise import (
+    Greatest,
+    Reading,
+    Slab,
+    conclude,
+    merge_slabs,
+    read_slab,
+    rows_of,
+    weight_of,
+    whole_rows,
+)
+from xent_array._stats import FourNumbers, fold
+from xent_array._wanted import Smoothing
+
+
+class Rows(NamedTuple):
+    """The arrays of a batch that are cut where its rows are; the class axis last."""
+
+    target: Array | None  # class indices or probabilities
+    where: Array | None
+    sample_weight: Array | None
+    grad_output: Array | None
+
+
+class Concluded(NamedTuple):
+    """What is left of the rows of a chunk; each of them an array."""
+
+    loss: Array
+    lse: Array | None
+    prediction: Array | None
+    correct: Array | None
+    weight: Array  # in the divisor of the mean
+    kept: Array  # whether a row counts
+
+
+def _chunk(
+    template: Batch, like: Array, shape: tuple[int, ...], rows: Rows, whole: dict[str, Any]
+) -> Batch:
+    """The batch of a chunk, its arrays as large as its rows."""
+    backend = backend_of("logits", like)
+    xp = backend.xp
+    q = Smoothing(backend, template.classes, whole["weight"], whole["smoothing"])
+    target = xp.empty((*shape, 0), dtype=like.dtype) if rows.target is None else rows.target
+    others = [None if x is None else xp.broadcast_to(x, (*shape, 1)) for x in rows[1:]]
+    where, sample_weight, grad_output = others
+    return template._replace(
+        backend=backend,
+        memory=backend.memory(like),
+        shape=shape,
+        target=template.target._replace(q=q).with_column(target),
+        where=where,
+        sample_weight=sample_weight,
+        grad_output=grad_output,
+        logit_scale=whole["scale"],
+    )
+
+
+def _blocks_of(batch: Batch) -> list[RowIndex]:
+    width, itemsize = batch.logits.shape[-1], batch.backend.itemsize(batch.compute_dtype)
+    keep_heap(batch.backend, batch.logits)
+    return plan(batch.memory, batch.shape, width, itemsize, differentiable=False).blocks
+
+
+def _slice_of(classes: Array) -> slice:
+    return slice(int(classes.flat[0]), int(classes.flat[0]) + classes.size)
+
+
+def read_chunk(
+    logits: Array,
+    classes: Array,
+    target: Array,
+    where: Array | None,
+    *,
+    template: Batch,
+    slab: bool,
+    **whole: Any,
+) -> Slab:
+    rows = Rows(target, where, None, None)
+    batch = _chunk(template, logits, logits.shape[:-1], rows, whole)._replace(logits=logits)
+    columns = Assembly(batch.backend, (*batch.shape, 1))
+    with batch.backend.quiet():
+        for block in _blocks_of(batch):
+            part = read_slab(batch, block, rows_of(batch, block), _slice_of(classes), slab=slab)[0]
+            columns.put(block, _flat(batch, part))
+    return _slab(columns.columns)
+
+
+def _flat(batch: Batch, slab: Slab) -> list[Array | None]:
+    nothing = (None, None)
+    top, rest, mass, dot = slab.numbers
+    mass = mass + batch.backend.xp.zeros_like(rest)
+    return [top, rest, mass, dot, *(slab.prediction or nothing), *(slab.label or nothing)]
+
+
+def _slab(columns: Iterable[Array | None]) -> Slab:
+    top, rest, mass, dot, value, place, probability, label = columns
+    return Slab(
+        FourNumbers(top, rest, mass, dot),
+        None if value is None else Greatest(value, place),
+        None if probability is None else Greatest(probability, label),
+    )
+
+
+def merge_chunks(slabs: Any, *, scale: Any, template: Batch) -> Slab:
+    slabs = slabs if isinstance(slabs, list) else [slabs]
+    if len(slabs) == 1:
+        whole: Slab = slabs[0]
+        return whole
+    backend = backend_of("logits", slabs[0].numbers.top)
+    batch = template._replace(backend=backend, logit_scale=scale)
+    with backend.quiet():
+        return whole_rows(fold(slabs, functools.partial(merge_slabs, batch)))
+
+
+def conclude_chunk(slab: Slab, *rows: Array | None, template: Batch, **whole: Any) -> Concluded:
+    top = slab.numbers.top
+    batch = _chunk(template, top, top.shape[:-1], Rows(*rows), whole)
+    xp, block = batch.backend.xp, (...,)
+    here = rows_of(batch, block)
+    with batch.backend.quiet():
+        result = conclude(batch, block, Reading(here, slab, None))
+        weight = weight_of(batch, block, here)
+    kept = xp.ones_like(top, dtype=xp.bool) if here.kept is None else here.kept
+    weight = xp.ones_like(top) if weight is None else weight
+    _, prediction, correct = result.stats or (None, None, None)
+    weight = xp.where(kept, weight, 0.0)
+    return Concluded(result.loss, result.lse, prediction, correct, weight, kept)
+
+
+def grad_chunk(
+    logits: Array,
+    slab: Slab,
+    classes: Array,
+    *rows: Array | None,
+    template: Batch,
+    divisor: Any,
+    **whole: Any,
+) -> Array:
+    batch = _chunk(template, logits, logits.shape[:-1], Rows(*rows), whole)._replace(logits=logits)
+    xp, numbers = batch.backend.xp, _flat(batch, slab)
+    grad = xp.empty(logits.shape, dtype=logits.dtype)
+    with batch.backend.quiet():
+        for block in _blocks_of(batch):
+            part = _slab(None if x is None else x[block] for x in numbers)
+            result = conclude(batch, block, Reading(rows_of(batch, block), part, None))
+            demand = Demand(grad, batch.grad_output, divisor)
+            gradient(batch, block, [_slice_of(classes)], result, demand)
+    return grad
