@@ -52,9 +52,20 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line(
-        "markers", "needs(*features): what of xent_array._capabilities.FEATURES a test relies on"
-    )
+    for marker in (
+        "needs(*features): what of xent_array._capabilities.FEATURES a test relies on",
+        "library(name): the one array library that a test is about",
+    ):
+        config.addinivalue_line("markers", marker)
+
+
+def pytest_collection_modifyitems(config, items):
+    named = config.getoption("--array-api-backend") or list(BACKENDS)
+    for item in items:
+        for mark in item.iter_markers("library"):
+            (name,) = mark.args
+            if name not in named or not _is_there(BACKENDS[name]):
+                item.add_marker(pytest.mark.skip(reason=f"about {name}, which is not chosen"))
 
 
 def pytest_generate_tests(metafunc):
@@ -100,3 +111,9 @@ def xp(request):
             boolean_indexing=False, data_dependent_shapes=False, enabled_extensions=()
         )
     return namespace
+
+
+@pytest.fixture
+def xp_library(request):
+    """What the table of capabilities says of the arrays of `xp`."""
+    return BACKENDS[request.node.callspec.params["xp"]]

@@ -36,6 +36,7 @@ QUICK_TO_COMPILE = {"XLA_FLAGS": "--xla_llvm_disable_expensive_passes=true"}
 
 
 def groups(*names: str) -> list[str]:
+    """Return what the dependency groups of those names ask for."""
     return list(nox.project.dependency_groups(PYPROJECT, *names))
 
 
@@ -98,7 +99,9 @@ def minimums(session: nox.Session) -> None:
     """Run the conformance kit with the oldest versions allowed (torch excepted)."""
     oldest = [
         f"{requirement.name}=={bound.version}.*"
-        for requirement in map(Requirement, [*PYPROJECT["project"]["dependencies"], *groups(*NAMESPACES)])
+        for requirement in map(
+            Requirement, [*PYPROJECT["project"]["dependencies"], *groups(*NAMESPACES)]
+        )
         for bound in requirement.specifier
         if requirement.name != "torch"
     ]
@@ -172,6 +175,7 @@ def gpu(session: nox.Session) -> None:
 
 
 def cupy_gpu() -> bool:
+    """Whether CuPy is installed and has a GPU."""
     if importlib.util.find_spec("cupy") is None:
         return False
     import cupy
@@ -180,6 +184,7 @@ def cupy_gpu() -> bool:
 
 
 def torch_gpu() -> bool:
+    """Whether torch is installed and has a GPU."""
     if importlib.util.find_spec("torch") is None:
         return False
     import torch

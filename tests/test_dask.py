@@ -13,6 +13,8 @@ from arrays import set_budget
 da = pytest.importorskip("dask.array")
 dask = pytest.importorskip("dask")
 
+pytestmark = pytest.mark.library("dask")
+
 RNG = np.random.default_rng(31)
 LOGITS = RNG.normal(size=(12, 3, 10)) * 3
 TARGET = RNG.integers(0, 10, (12, 3))

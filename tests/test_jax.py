@@ -17,6 +17,8 @@ jax = pytest.importorskip("jax")
 jnp = jax.numpy
 check_grads = pytest.importorskip("jax.test_util").check_grads
 
+pytestmark = pytest.mark.library("jax")
+
 RNG = np.random.default_rng(21)
 LOGITS = RNG.normal(size=(6, 4)) * 2
 TARGET = np.asarray([0, 3, -100, 2, 2, 1])

@@ -1,5 +1,6 @@
 """The package as its users meet it: what it imports, names, prints and says of itself."""
 
+import importlib.util
 import inspect
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 import xent_array
+from xent_array import _capabilities
 from xent_array._options import Keywords, Options
 
 
@@ -109,9 +111,13 @@ def test_function_and_frozen_loss_take_the_same_options():
 
 
 def test_the_module_reports_what_serves_each_library():
+    """Every library of the table of capabilities, installed or not."""
     done = run("-m", "xent_array")
     assert done.returncode == 0, done.stderr
-    for library in ("numpy", "torch", "array_api_strict"):
-        (line,) = (line for line in done.stdout.splitlines() if line.startswith(library + " "))
-        assert "portable array code, blocks of 3 MiB" in line
-        assert line.endswith("right")
+    lines = {line.split(maxsplit=1)[0]: line for line in done.stdout.splitlines() if line}
+    for library in _capabilities.LIBRARIES:
+        if importlib.util.find_spec(library.namespace.partition(".")[0]) is None:
+            assert "not installed" in lines[library.name]
+        elif library.arrays != "CUDA":
+            assert "portable array code" in lines[library.name]
+            assert lines[library.name].endswith("right")

@@ -13,6 +13,8 @@ import xent_array
 
 from arrays import DEVICE
 
+pytestmark = pytest.mark.library("torch")
+
 F = torch.nn.functional
 RNG = np.random.default_rng(8)
 

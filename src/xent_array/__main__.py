@@ -12,11 +12,9 @@ from types import ModuleType
 from typing import NamedTuple
 
 import xent_array
-from xent_array._backends import backend_of
+from xent_array._backends import backend_of, dtype_name
 from xent_array._blocks import BLOCK_BYTES
-
-#: Array libraries that the test suite covers: what is imported, and its name as a distribution.
-LIBRARIES = {"numpy": "numpy", "torch": "torch", "array_api_strict": "array-api-strict"}
+from xent_array._capabilities import LIBRARIES, Library
 
 #: The tutorial's four samples of four classes; sample i is of class i.
 LOGITS = [
@@ -25,6 +23,9 @@ LOGITS = [
     [0.4, 0.3, 0.7, 0.1],
     [0.1, 0.2, 0.4, 0.8],
 ]
+
+#: The spacing of numbers above 1, by the dtype that a library makes of Python's floats.
+EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23}
 
 
 class Report(NamedTuple):
@@ -43,7 +44,8 @@ def main() -> int:
         f"xent_array {xent_array.__version__}, array-api-compat {compat}, "
         f"Python {platform.python_version()}\n"
     )
-    reports = [report(name) for name in LIBRARIES]
+    libraries = {library.name: library for library in reversed(LIBRARIES)}
+    reports = [report(library) for library in LIBRARIES if libraries[library.name] is library]
     table = [Report("library", "version", "served by", "tutorial"), *reports]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
@@ -51,33 +53,35 @@ def main() -> int:
     return any(row.tutorial.startswith("WRONG") for row in reports)
 
 
-def report(library: str) -> Report:
+def report(library: Library) -> Report:
     """Look at one library, if it is installed."""
-    if importlib.util.find_spec(library) is None:
-        return Report(library, "-", "not installed", "-")
-    xp = importlib.import_module(library)
-    version = importlib.metadata.version(LIBRARIES[library])
-    return Report(library, version, served_by(xp), check_tutorial(xp))
+    if importlib.util.find_spec(library.namespace.partition(".")[0]) is None:
+        return Report(library.name, "-", "not installed", "-")
+    xp = importlib.import_module(library.namespace)
+    version = importlib.import_module(library.name).__version__
+    if library.arrays == "CUDA" and not xp.is_available():
+        return Report(library.name, version, "no GPU", "-")
+    return Report(library.name, version, served_by(xp), check_tutorial(xp))
 
 
 def served_by(xp: ModuleType) -> str:
     """Name the engine that evaluates arrays of a library."""
     sample = xp.zeros((1,))
-    memory = backend_of("sample", sample).memory(sample)
-    blocks = f"{BLOCK_BYTES[memory] >> 20} MiB" if memory in BLOCK_BYTES else "everything"
-    return f"portable array code, blocks of {blocks}"
+    backend = backend_of("sample", sample)
+    memory = backend.memory(sample)
+    blocks = f", blocks of {BLOCK_BYTES[memory] >> 20} MiB" if memory in BLOCK_BYTES else ""
+    return backend.engine + blocks
 
 
 def check_tutorial(xp: ModuleType) -> str:
     """Compare the tutorial's four losses with Python's own arithmetic."""
-    logits = xp.asarray(LOGITS, dtype=xp.float64)
-    target = xp.asarray([0, 1, 2, 3])
-    losses = xent_array.cross_entropy(logits, target, reduction="none")
-    right = [
+    logits = xp.asarray(LOGITS)
+    losses = xent_array.cross_entropy(logits, xp.asarray([0, 1, 2, 3]), reduction="none")
+    exact = [
         math.log(math.fsum(map(math.exp, row))) - row[label] for label, row in enumerate(LOGITS)
     ]
-    error = max(abs(float(losses[i]) - loss) for i, loss in enumerate(right))
-    return "right" if error < 1e-15 else f"WRONG by {error:.1e}"
+    error = max(abs(float(losses[i]) - loss) for i, loss in enumerate(exact))
+    return "right" if error < 8 * EPSILON[dtype_name(losses.dtype)] else f"WRONG by {error:.1e}"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ FEATURES = {
     "eager": "results are values as soon as a call returns",
     "values": "bad class indices and options raise at once (elsewhere NaN)",
     "out": "the gradient may be written into memory of yours (`out=`)",
-    "blocks": "memory beside the logits is bounded",
+    "blocks": "memory beside the logits is bounded (JAX: where one CPU is all it has)",
     "half": "float16 and bfloat16 logits",
     "differentiable": "the library differentiates through the loss",
 }
@@ -23,7 +23,6 @@ class Library(NamedTuple):
 
     name: str
     namespace: str  # the module that its users import
-    distribution: str
     arrays: str  # which of its arrays are meant
     features: frozenset[str]
     tested: bool  # by every run of the tests, or only where there is such a device
@@ -34,17 +33,16 @@ def _all_but(*missing: str) -> frozenset[str]:
 
 
 LIBRARIES = (
-    Library("numpy", "numpy", "numpy", "CPU", _all_but("differentiable"), True),
-    Library("torch", "torch", "torch", "CPU", _all_but(), True),
-    Library("torch", "torch", "torch", "CUDA", _all_but("values"), False),
-    Library("cupy", "cupy", "cupy", "CUDA", _all_but("values", "differentiable"), False),
-    Library("jax", "jax.numpy", "jax", "CPU", _all_but("out"), True),
-    Library("jax", "jax.numpy", "jax", "traced", frozenset({"half", "differentiable"}), True),
-    Library("dask", "dask.array", "dask", "lazy", frozenset({"blocks", "half"}), True),
+    Library("numpy", "numpy", "CPU", _all_but("differentiable"), True),
+    Library("torch", "torch", "CPU", _all_but(), True),
+    Library("torch", "torch", "CUDA", _all_but("values"), False),
+    Library("cupy", "cupy", "CUDA", _all_but("values", "differentiable"), False),
+    Library("jax", "jax.numpy", "CPU", _all_but("out"), True),
+    Library("jax", "jax.numpy", "traced", frozenset({"blocks", "half", "differentiable"}), True),
+    Library("dask", "dask.array", "lazy", frozenset({"blocks", "half"}), True),
     Library(
         "array_api_strict",
         "array_api_strict",
-        "array-api-strict",
         "CPU",
         _all_but("half", "differentiable"),
         True,

@@ -32,6 +32,9 @@ class Standard:
     #: Whether blocks are a loop of the library's own, `map_rows`, and not of Python.
     maps_rows = False
 
+    #: What evaluates the loss, in the words of ``python -m xent_array``.
+    engine = "portable array code"
+
     #: Whether arrays are graphs of chunks, to be evaluated later.
     chunked = False
 

@@ -13,6 +13,7 @@ from xent_array._namespace import Array
 
 
 class Backend(NumpyDtypes):
+    engine = "portable array code, chunk by chunk"
     chunked = True
 
     def admit(self, name: str, x: Array) -> Array:

@@ -15,6 +15,7 @@ from xent_array._namespace import Array
 
 
 class Backend(Standard):
+    engine = "portable array code, compiled by XLA"
     maps_rows = True
 
     def device(self, x: Array) -> Any:
