@@ -36,8 +36,7 @@ def out(xp):
     _, expected = xent_array.cross_entropy_and_grad(logits, make(xp, TARGET))
     try:
         _, grad = xent_array.cross_entropy_and_grad(logits, make(xp, TARGET), out=logits)
-    except ValueError as error:
-        assert "out cannot be written to" in str(error)
+    except ValueError:
         return False
     np.testing.assert_array_equal(to_numpy(logits), to_numpy(expected))
     return grad is logits
@@ -48,7 +47,9 @@ def half(xp):
         halves = [make(xp, LOGITS, dtype) for dtype in ("float16", "bfloat16")]
     except (AttributeError, TypeError):
         return False
-    losses = [float(xent_array.cross_entropy(x, make(xp, TARGET), dtype=xp.float32)) for x in halves]
+    losses = [
+        float(xent_array.cross_entropy(x, make(xp, TARGET), dtype=xp.float32)) for x in halves
+    ]
     return np.allclose(losses, float(xent_array.cross_entropy(LOGITS, TARGET)), rtol=1e-2)
 
 
@@ -92,7 +93,7 @@ def table():
     head = ["arrays", *FEATURES, "tests"]
     lines = [head, ["---"] * len(head)]
     for library in LIBRARIES:
-        marks = ["yes" if feature in library.features else "–" for feature in FEATURES]
+        marks = ["yes" if feature in library.features else "-" for feature in FEATURES]
         tested = "every run" if library.tested else "where there is a GPU"
         lines.append([f"{library.name}, {library.arrays}", *marks, tested])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

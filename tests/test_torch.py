@@ -350,3 +350,90 @@ def test_parameters_and_no_grad():
     assert xent_array.cross_entropy(parameter, tensor(TARGET)).requires_grad
     assert xent_array.softmax(parameter).requires_grad
     assert xent_array.logsumexp(parameter).requires_grad
+
+
+def test_small_losses_keep_their_gradient():
+    """It is scaled by what comes from above, as often as asked, and can be differentiated."""
+    logits = tensor(LOGITS, requires_grad=True)
+    loss = xent_array.cross_entropy(logits, tensor(TARGET))
+    (once,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    (thrice,) = torch.autograd.grad(3.0 * loss, logits, retain_graph=True)
+    torch.testing.assert_close(thrice, 3.0 * once, rtol=1e-15, atol=0.0)
+    (again,) = torch.autograd.grad(loss, logits, create_graph=True)
+    torch.testing.assert_close(again, once, rtol=1e-14, atol=1e-17)
+    assert again.requires_grad
+    assert torch.isfinite(torch.autograd.grad(again.square().sum(), logits)[0]).all()
+
+
+def test_half_gradients_are_scaled_before_they_are_rounded():
+    """A loss scaled up for float16 has gradients that would underflow unscaled."""
+    logits = tensor([[18.0, 0.0]], dtype=torch.float16, requires_grad=True)
+    loss = xent_array.cross_entropy(logits, tensor([0]), dtype=torch.float32)
+    (grad,) = torch.autograd.grad(loss * 2.0**16, logits)
+    assert grad[0, 1] == pytest.approx(2.0**16 * np.exp(-18.0), rel=2e-3)
+
+
+@pytest.mark.parametrize("target", [TARGET, PROBABILITIES], ids=["index", "probabilities"])
+def test_export(target):
+    """torch.export makes one graph of it, for other values of the same shapes."""
+
+    class Loss(torch.nn.Module):
+        def forward(self, logits, target):
+            return xent_array.cross_entropy(logits, target, label_smoothing=0.1)
+
+    arguments = tensor(LOGITS), tensor(target)
+    program = torch.export.export(Loss(), arguments)
+    ours = program.module()(arguments[0] * 2, arguments[1])
+    expected = xent_array.cross_entropy(arguments[0] * 2, arguments[1], label_smoothing=0.1)
+    torch.testing.assert_close(ours, expected, rtol=1e-14, atol=0.0)
+
+
+def test_deterministic_algorithms():
+    """Nothing of it is refused when only deterministic operations are allowed."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        weight = tensor(WEIGHT, dtype=torch.float64, requires_grad=True)
+        logits = tensor(LOGITS, requires_grad=True)
+        for options in ({}, {"weight": weight, "label_smoothing": 0.1}):
+            grads = [
+                torch.autograd.grad(
+                    xent_array.cross_entropy(logits, tensor(TARGET), **options), logits
+                )[0]
+                for _ in range(2)
+            ]
+            assert torch.equal(*grads)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_fake_tensors():
+    """Shapes and dtypes of a call that never happens."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        logits = torch.empty(6, 4, requires_grad=True)
+        target = torch.empty(6, dtype=torch.int64)
+        loss, stats = xent_array.cross_entropy(logits, target, reduction="none", return_stats=True)
+        assert loss.shape == stats.lse.shape == (6,)
+        xent_array.cross_entropy(logits, target).backward()
+        assert logits.grad.shape == (6, 4)
+        _, grad = xent_array.cross_entropy_and_grad(logits, target)
+        assert grad.shape == (6, 4)
+
+
+def test_class_weights_on_the_models_device():
+    """The recipe of the documentation: a module that keeps the class weights as a buffer."""
+
+    class Criterion(torch.nn.Module):
+        def __init__(self, weight):
+            super().__init__()
+            self.register_buffer("weight", weight)
+
+        def forward(self, logits, target):
+            return xent_array.cross_entropy(logits, target, weight=self.weight)
+
+    criterion = Criterion(torch.tensor(WEIGHT)).to(DEVICE, torch.float64)
+    ours = criterion(tensor(LOGITS), tensor(TARGET))
+    weight = tensor(WEIGHT, dtype=torch.float64)
+    torch.testing.assert_close(ours, F.cross_entropy(tensor(LOGITS), tensor(TARGET), weight))
+    assert list(criterion.state_dict()) == ["weight"]

@@ -116,6 +116,51 @@ def gather(
     )
 
 
+class Arrays(NamedTuple):
+    """Every array of a batch, or a number or None in the place of one."""
+
+    logits: Array
+    target: Array
+    weight: Array | None
+    smoothing: Scalar
+    where: Array | None
+    sample_weight: Array | None
+    logit_scale: Scalar
+    denominator: Scalar | None
+    grad_output: Array | None
+
+
+def arrays_of(batch: Batch) -> Arrays:
+    """Take the arrays out of a batch."""
+    q = batch.target.q
+    return Arrays(
+        batch.logits,
+        batch.target.column,
+        q.weight,
+        q.smoothing,
+        batch.where,
+        batch.sample_weight,
+        batch.logit_scale,
+        batch.denominator,
+        batch.grad_output,
+    )
+
+
+def with_arrays(batch: Batch, arrays: Arrays) -> Batch:
+    """The batch with other arrays; with None for each, nothing of the caller's is held."""
+    logits, target, weight, smoothing, where, sample_weight, scale, denominator, upstream = arrays
+    q = batch.target.q._replace(weight=weight, smoothing=smoothing)
+    return batch._replace(
+        logits=logits,
+        target=batch.target._replace(q=q).with_column(target),
+        where=where,
+        sample_weight=sample_weight,
+        logit_scale=scale,
+        denominator=denominator,
+        grad_output=upstream,
+    )
+
+
 def laid_out(batch: Batch) -> Batch:
     """The same with logits and probabilities as rows: views with the class axis last."""
     if batch.axis == batch.logits.ndim - 1:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.autograd import forward_ad
-from torch.utils import _pytree as pytree
 
-from xent_array._batch import Batch
+from xent_array._batch import Arrays, Batch, arrays_of, with_arrays
 from xent_array._evaluate import Result, value, value_and_grad
 
 
@@ -34,41 +33,62 @@ class _Loss(torch.autograd.Function):
     """The loss of a batch, whose tensors are all handed to torch to be kept for backward.
 
     So torch frees them after it, sees when one is changed in place before, and may keep them where
-    its hooks say.
+    its hooks say. Where a call is so small that its own cost is what counts, the gradient is
+    computed with the loss, and kept as well.
+
+    Only plain backward comes here, so torch need not tell the context from the function, which
+    would cost as much as its own loss does.
     """
 
     @staticmethod
-    def forward(_logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        loss: torch.Tensor = value(batch._replace(differentiable=False)).loss
-        return loss
+    def forward(ctx: Any, _logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        constant, grad = batch._replace(differentiable=False), None
+        if _small(batch):
+            loss, grad, _ = value_and_grad(constant)
+        else:
+            loss = value(constant).loss
+        ctx.batch = with_arrays(batch, _NOTHING)
+        arrays = (*arrays_of(batch), grad)
+        ctx.save_for_backward(*(x if isinstance(x, torch.Tensor) else None for x in arrays))
+        ctx.numbers = [None if isinstance(x, torch.Tensor) else x for x in arrays]
+        return cast("torch.Tensor", loss)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: torch.Tensor) -> None:
-        logits, batch = inputs
-        leaves, ctx.form = pytree.tree_flatten(batch._replace(logits=None))
-        ctx.leaves = [None if isinstance(x, torch.Tensor) else x for x in leaves]
-        ctx.places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor)]
-        ctx.save_for_backward(logits, *(leaves[i] for i in ctx.places))
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor, None]:
-        logits, *tensors = ctx.saved_tensors
-        leaves = list(ctx.leaves)
-        for place, tensor in zip(ctx.places, tensors, strict=True):
-            leaves[place] = tensor
-        batch = pytree.tree_unflatten(leaves, ctx.form)
+    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[Any, ...]:
+        saved = zip(ctx.saved_tensors, ctx.numbers, strict=True)
+        *arrays, grad = (number if tensor is None else tensor for tensor, number in saved)
+        batch = with_arrays(ctx.batch, Arrays(*arrays))
         if torch.is_grad_enabled() or batch.backend.memory(grad_loss) == "opaque":
-            return _derived(batch, logits, grad_loss), None
+            return _derived(batch, grad_loss), None
+        if grad is not None:
+            scaled: torch.Tensor = grad * grad_loss
+            return scaled, None
         upstream = grad_loss.broadcast_to(batch.shape)[..., None]
-        batch = batch._replace(logits=logits, grad_output=upstream)
-        return value_and_grad(batch).grad_logits, None
+        return value_and_grad(batch._replace(grad_output=upstream)).grad_logits, None
 
 
-def _derived(batch: Batch, logits: torch.Tensor, grad_loss: torch.Tensor) -> torch.Tensor:
+#: Bytes of logits below which a call's own cost is more than that of its arithmetic.
+_SMALL = 1 << 17
+
+_NOTHING = Arrays(*[None] * len(Arrays._fields))
+
+
+def _small(batch: Batch) -> bool:
+    """Whether a call is small, and its gradient can be multiplied by one factor later.
+
+    Losses per row have a factor each, and a half gradient must be scaled before it is rounded.
+    """
+    itemsize = batch.backend.itemsize(batch.logits.dtype)
+    size = batch.logits.numel() * itemsize
+    return batch.reduction != "none" and itemsize > 2 and size <= _SMALL
+
+
+def _derived(batch: Batch, grad_loss: torch.Tensor) -> torch.Tensor:
     """The gradient as torch derives it: to be differentiated again, or by many vectors at once."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        alias = logits.view_as(logits)  # the hooks of the logits themselves run once, outside
+        alias = batch.logits.view_as(batch.logits)  # the hooks of the logits run once, outside
         loss = value(batch._replace(logits=alias)).loss
         (grad,) = torch.autograd.grad(loss, alias, grad_loss, create_graph=again)
-    return grad
+    derived: torch.Tensor = grad
+    return derived

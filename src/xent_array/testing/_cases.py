@@ -72,9 +72,7 @@ class Case:
         return self.name
 
 
-def cases(
-    dtypes: Iterable[str] = DTYPES, groups: Iterable[str] | None = None
-) -> tuple[Case, ...]:
+def cases(dtypes: Iterable[str] = DTYPES, groups: Iterable[str] | None = None) -> tuple[Case, ...]:
     """Every case of the kit, or those of some dtypes and groups.
 
     Parameters

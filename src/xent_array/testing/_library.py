@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import xent_array
-from xent_array.testing._plain import FLOATING, Call, Dtype, Plain, full
+from xent_array.testing._plain import FLOATING, Call, Dtype, Plain, full, plain
 from xent_array.testing._tolerance import LEAST_NORMAL
 
 #: The dtypes of the standard, which may be asked for by name.
@@ -115,7 +115,10 @@ class Library:
     def _value(self, value: Any) -> Any:
         if isinstance(value, Plain):
             return self.array(value)
-        return self.dtype(value.name) if isinstance(value, Dtype) else value
+        if not isinstance(value, Dtype):
+            return value
+        self.array(plain(1.0, value.name))  # there may be the name, and no such arrays
+        return self.dtype(value.name)
 
     def _standard_array(self, values: Any, dtype: str) -> Any:
         return self.xp.asarray(values, dtype=self.dtype(dtype))
@@ -126,7 +129,10 @@ class Library:
         return _entries(x, tuple(x.shape), (), _kind(self.dtype_name(x.dtype)))
 
 
-def _kind(dtype: str) -> type[bool | int | float]:
+def _kind(dtype: str) -> type[complex]:
+    """What Python holds an entry in."""
+    if dtype.startswith("complex"):
+        return complex
     return bool if dtype == "bool" else int if "int" in dtype else float
 
 

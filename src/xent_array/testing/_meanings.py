@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 
 from xent_array.testing._checks import gradient, kind, loss, softmax
-from xent_array.testing._draws import Draw, ignored, one_hot
+from xent_array.testing._draws import Draw, ignored, offsets, one_hot
 from xent_array.testing._numbers import KINDS, REDUCTIONS, Entry
 from xent_array.testing._plain import Call, Dtype, Plain, along, call, full, plain
 
@@ -39,7 +39,8 @@ def _row_arguments(dtype: str) -> Iterator[Entry]:
         for reduction in ("none", "mean"):
             weighed = _loss(z, target, sample_weight=factors, reduction=reduction)
             yield f"sample-weight-{name}-{reduction}", loss, weighed
-            yield f"where-{name}-{reduction}", loss, _loss(z, target, where=_KEPT, weight=weight)
+            masked = _loss(z, target, where=_KEPT, weight=weight, reduction=reduction)
+            yield f"where-{name}-{reduction}", loss, masked
             every = _loss(z, target, **rows, weight=weight, z_loss=0.1, reduction=reduction)
             yield f"all-weights-{name}-{reduction}", loss, every
         scalar = _loss(z, target, sample_weight=plain(0.5, dtype), where=plain(True, "bool"))
@@ -85,7 +86,7 @@ def _indices(dtype: str) -> Iterator[Entry]:
     z, labels = draw.normal(6, 4), [0, 3, 1, 2, 2, 0]
     some = plain([0, -100, 1, -100, 2, 0], "int32")
     yield "ignore-index", loss, _loss(z, some)
-    for name in ("int8", "int16", "int64", "uint8", "uint16", "uint32", "uint64"):
+    for name in ("int8", "int64", "uint8", "uint64"):
         target = plain(labels, name)
         yield f"ignore-index-{name}", loss, _loss(z, target, ignore_index=2, reduction="none")
     wide = full((2, 200), 0.0, dtype)  # 156 is -100 modulo 256
@@ -225,7 +226,7 @@ def softmaxes(dtype: str) -> Iterator[Entry]:
     """softmax, log_softmax and logsumexp along any axis, of any row."""
     draw = Draw(19, dtype)
     rows = plain([row for row, _ in _ROWS], dtype)
-    offset, _ = draw.confident(10, 1e8)
+    offset, _ = draw.confident(10, offsets(dtype, 1e4, 1e8)[-1])
     confident = Plain(along(offset, 1)[-1], (10,), dtype)
     for function, (name, x, options) in product(
         ("softmax", "log_softmax", "logsumexp"),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import product
 
 from xent_array.testing._checks import Check, gradient, loss
-from xent_array.testing._draws import Draw, ignored, one_hot, transposed
+from xent_array.testing._draws import Draw, ignored, offsets, one_hot, transposed
 from xent_array.testing._plain import Call, Plain, call, full, plain, shaped
 
 #: The name of a case, what it does, and with which call.
@@ -44,8 +44,8 @@ def reference(dtype: str) -> Iterator[Entry]:
                 reduction=reduction,
             ),
         )
-    for (name, (shape, axis, classes)), kind, reduction in product(
-        _LAYOUTS.items(), KINDS, ("none", "mean")
+    for (name, (shape, axis, classes)), (kind, reduction) in product(
+        _LAYOUTS.items(), zip(KINDS, ("none", "mean"), strict=True)
     ):
         arguments = draw.normal(*shape), draw.target(kind, shape, classes)
         options = {"label_smoothing": 0.3, "axis": axis, "reduction": reduction}
@@ -75,7 +75,7 @@ def _rows(logits: Plain, target: Plain, *, reduction: str = "none", **options: o
 
 
 def _hot_targets(dtype: str) -> Iterator[Entry]:
-    for classes, offset in product((2, 10, 1000), (0.0, 100.0, 1e4, 1e8)):
+    for classes, offset in product((2, 10, 1000), offsets(dtype, 0.0, 1e4, 1e8)):
         z, target = Draw(classes, dtype).confident(classes, offset)
         yield f"index-{classes}-offset-{offset:g}", loss, _rows(z, target)
     for classes, offset in product((10, 1000), (0.0, 1e4)):
@@ -85,7 +85,7 @@ def _hot_targets(dtype: str) -> Iterator[Entry]:
 
 
 def _soft_targets(dtype: str) -> Iterator[Entry]:
-    for offset in (0.0, 1e8):
+    for offset in offsets(dtype, 0.0, 1e8):
         draw = Draw(2, dtype)
         z, target = draw.confident(10, offset)
         weight, p = draw.positive(10), draw.probabilities(z.shape, 1)
@@ -143,7 +143,7 @@ def _grad(logits: Plain, target: Plain, **options: object) -> Call:
 
 
 def _confident_derivatives(dtype: str) -> Iterator[Entry]:
-    for classes, offset in product((2, 10, 1000), (0.0, 1e4, 1e8)):
+    for classes, offset in product((2, 10, 1000), offsets(dtype, 0.0, 1e4, 1e8)):
         z, target = Draw(classes, dtype).confident(classes, offset, (0.0, 1.0, 17.0, 80.0))
         name = f"{classes}-offset-{offset:g}"
         yield f"index-{name}", gradient, _grad(z, target, reduction="sum")
@@ -151,9 +151,9 @@ def _confident_derivatives(dtype: str) -> Iterator[Entry]:
             hot = one_hot(target, classes, dtype)
             yield f"one-hot-{name}", gradient, _grad(z, hot, reduction="sum")
     for smoothing in (1e-3, 0.1):
-        arguments = Draw(6, dtype).confident(4, 0.0, (0.0, 5.0, 20.0))
-        options = {"label_smoothing": smoothing, "reduction": "none"}
-        yield f"smooth-{smoothing:g}", gradient, _grad(*arguments, **options)
+        z, target = Draw(6, dtype).confident(4, 0.0, (0.0, 5.0, 20.0))
+        smooth = _grad(z, target, label_smoothing=smoothing, reduction="none")
+        yield f"smooth-{smoothing:g}", gradient, smooth
     steep = plain([[80.0, 0.0, 1.0], [-80.0, 3.0, 20.0]], dtype)
     target = plain([1, 2], "int32")
     yield "steep-softcap", gradient, _grad(steep, target, softcap=5.0, reduction="sum")
@@ -169,9 +169,7 @@ def _every_option(dtype: str) -> Iterator[Entry]:
         "label_smoothing": 0.1,
         "z_loss": 0.05,
     }
-    for kind, reduction, (scale, softcap) in product(
-        KINDS, REDUCTIONS, ((1.0, None), (-0.7, 3.0))
-    ):
+    for kind, reduction, (scale, softcap) in product(KINDS, REDUCTIONS, ((1.0, None), (-0.7, 3.0))):
         name = f"every-option-{kind}-{reduction}" + "-capped" * bool(softcap)
         transformed = {"logit_scale": scale, "softcap": softcap, "reduction": reduction}
         yield name, gradient, _grad(z, draw.target(kind, (6, 4)), **options, **transformed)

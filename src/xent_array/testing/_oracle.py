@@ -13,6 +13,16 @@ from xent_array.testing._exact import INF, NAN, ONE, ZERO, Real, exact, mp
 from xent_array.testing._plain import FLOATING, Call, Plain, across, along, spread_over, without
 
 
+class Given(NamedTuple):
+    """What a call says of one row."""
+
+    logits: tuple[float, ...]
+    target: Any  # a class index, or the row's probabilities
+    kept: bool
+    weight: float
+    upstream: float
+
+
 class Logits(NamedTuple):
     """One row of logits as the loss sees them."""
 
@@ -61,7 +71,7 @@ def truth(call: Call) -> Truth:
         spread_over(call.option("grad_output"), shape, 1.0),
         strict=True,
     )
-    rows = tuple(_row(call, *part) for part in parts)
+    rows = tuple(_row(call, Given(*part)) for part in parts)
     return Truth(rows, shape, _divisor(call, rows))
 
 
@@ -131,16 +141,15 @@ def _row_gradient(call: Call, row: Row, divisor: Real) -> list[Real]:
     return [(mass * p - q) * scale * slope for p, q, slope in parts]
 
 
-def _row(
-    call: Call, logits: tuple[float, ...], target: Any, kept: bool, weight: float, upstream: float
-) -> Row:
-    seen, capped, slope = _transformed(call, logits)
-    classes, label = len(logits), target if isinstance(target, int) else None
-    counts = kept and (label is None or label != call.option("ignore_index", -100))
+def _row(call: Call, given: Given) -> Row:
+    seen, capped, slope = _transformed(call, given.logits)
+    target, weight, classes = given.target, exact(given.weight), len(given.logits)
+    label = target if isinstance(target, int) else None
+    counts = given.kept and (label is None or label != call.option("ignore_index", -100))
     bad = counts and label is not None and not 0 <= label < classes
     usable = counts and not bad
     q = _wanted(call, classes, target) if usable else (ZERO,) * classes
-    loss = _row_loss(call, seen, q) * exact(weight) if usable else NAN if bad else ZERO
+    loss = _row_loss(call, seen, q) * weight if usable else NAN if bad else ZERO
     return Row(
         logits=seen,
         capped=capped,
@@ -150,9 +159,9 @@ def _row(
         correct=target.index(max(target)) if label is None else label,
         counts=counts,
         bad=bad,
-        weight=exact(weight) if counts else ZERO,
-        share=exact(weight) * _class_weight(call, label) if usable else ZERO,
-        upstream=exact(upstream),
+        weight=weight if counts else ZERO,
+        share=weight * _class_weight(call, label) if usable else ZERO,
+        upstream=exact(given.upstream),
         loss=loss,
     )
 

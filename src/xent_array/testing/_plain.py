@@ -92,7 +92,7 @@ def across(vectors: Sequence[Sequence[Any]], shape: tuple[int, ...], axis: int) 
 
 
 def spread_over(x: Plain | None, shape: tuple[int, ...], default: Any) -> list[Any]:
-    """The entries of `x` broadcast to a shape, in row-major order; `default` everywhere for None."""
+    """The entries of `x` broadcast to a shape, in row-major order; of None the default."""
     if x is None:
         return [default] * math.prod(shape)
     lengths = x.shape or (1,) * len(shape)

@@ -6,19 +6,17 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from xent_array.testing._bad_options import Refusal, bad_options
 from xent_array.testing._checks import refused, refused_by_value
 from xent_array.testing._numbers import Entry
-from xent_array.testing._plain import Call, Plain, call, full, plain
-
-#: A name, what differs from a good call, the exception, its text.
-Refusal = tuple[str, dict[str, Any], type[Exception], str]
+from xent_array.testing._plain import Call, Plain, full, plain
 
 _NO_ARRAY = "must be an array, got {}: make one with your array library's asarray()"
 
 
 def errors(dtype: str) -> Iterator[Entry]:
     """Refused before any work, whatever values there are."""
-    for name, change, error, text in (*_dtypes(), *_shapes(dtype), *_options(dtype)):
+    for name, change, error, text in (*_dtypes(), *_shapes(dtype), *bad_options(dtype)):
         yield name, partial(refused, error=error, text=text), _bad("cross_entropy", dtype, change)
     for name, change, error, text in _gradients(dtype):
         bad = _bad("cross_entropy_and_grad", dtype, change)
@@ -26,7 +24,11 @@ def errors(dtype: str) -> Iterator[Entry]:
     for function in ("softmax", "log_softmax", "logsumexp"):
         for name, x, options, error, text in _softmaxes(dtype):
             bad = Call(function, (x,), tuple(options.items()))
-            yield f"{function.replace('_', '-')}-{name}", partial(refused, error=error, text=text), bad
+            yield (
+                f"{function.replace('_', '-')}-{name}",
+                partial(refused, error=error, text=text),
+                bad,
+            )
 
 
 def values(dtype: str) -> Iterator[Entry]:
@@ -49,11 +51,14 @@ def _dtypes() -> Iterator[Refusal]:
     floating = "must have a real floating dtype, got int32"
     integers = full((4, 3), 1, "int32")
     yield "integer-logits", {"logits": integers}, TypeError, f"logits {floating}"
-    for name, x in (("weight", plain([1, 2, 3], "int32")), ("sample_weight", full((4,), 1, "int32"))):
+    for name, x in (
+        ("weight", plain([1, 2, 3], "int32")),
+        ("sample_weight", full((4,), 1, "int32")),
+    ):
         yield f"integer-{name}", {name: x}, TypeError, f"{name} {floating}"
     yield (
         "complex-logits",
-        {"logits": full((4, 3), 1.0, "complex64")},
+        {"logits": full((4, 3), 1 + 1j, "complex64")},
         TypeError,
         "logits must have a real floating dtype, got complex64",
     )
@@ -61,8 +66,10 @@ def _dtypes() -> Iterator[Refusal]:
         "boolean-target",
         {"target": full((4,), True, "bool")},
         TypeError,
-        "target must have an integer dtype (class indices) or a real floating one "
-        "(probabilities), got bool",
+        (
+            "target must have an integer dtype (class indices) or a real floating one "
+            "(probabilities), got bool"
+        ),
     )
     yield (
         "integer-where",
@@ -81,6 +88,7 @@ def _dtypes() -> Iterator[Refusal]:
 
 
 def _shapes(dtype: str) -> Iterator[Refusal]:
+    rows = "must be 0-d or broadcast, axis by axis, to the rows' shape (4,);"
     for name, change, text in (
         ("0d-logits", {"logits": plain(1.0, dtype)}, "logits must have a class axis, got shape ()"),
         (
@@ -98,14 +106,12 @@ def _shapes(dtype: str) -> Iterator[Refusal]:
         (
             "sample-weight",
             {"sample_weight": full((3,), 1.0, dtype)},
-            "sample_weight must be 0-d or broadcast, axis by axis, to the rows' shape (4,); "
-            "got shape (3,)",
+            f"sample_weight {rows} got shape (3,)",
         ),
         (
             "where",
             {"where": full((4, 1), True, "bool")},
-            "where must be 0-d or broadcast, axis by axis, to the rows' shape (4,); "
-            "got shape (4, 1)",
+            f"where {rows} got shape (4, 1)",
         ),
         (
             "label-smoothing",
@@ -118,7 +124,10 @@ def _shapes(dtype: str) -> Iterator[Refusal]:
 
 
 def _target_shapes(dtype: str) -> Iterator[Refusal]:
-    indices = "target of dtype int32 holds class indices, which must have the shape of logits"
+    shape = "which must have the shape of logits (4, 3)"
+    indices = f"target of dtype int32 holds class indices, {shape[:-7]}"
+    cast = "(probabilities, one-hots among them, must have a floating dtype: cast them)"
+    integers = "(class indices must have an integer dtype)"
     for name, change, text in (
         (
             "column",
@@ -133,82 +142,15 @@ def _target_shapes(dtype: str) -> Iterator[Refusal]:
         (
             "integer-one-hot",
             {"target": full((4, 3), 0, "int32")},
-            f"{indices} (4, 3) without class axis 1, (4,); got shape (4, 3) (probabilities, "
-            "one-hots among them, must have a floating dtype: cast them)",
+            f"{indices} (4, 3) without class axis 1, (4,); got shape (4, 3) {cast}",
         ),
         (
             "floating-index",
             {"target": full((4,), 1.0, dtype)},
-            f"target of dtype {dtype} holds probabilities, which must have the shape of logits "
-            "(4, 3); got shape (4,) (class indices must have an integer dtype)",
+            f"target of dtype {dtype} holds probabilities, {shape}; got shape (4,) {integers}",
         ),
     ):
         yield f"shape-of-target-{name}", change, ValueError, text
-
-
-def _options(dtype: str) -> Iterator[Refusal]:
-    number = "must be a number or a 0-d array"
-    for name, value, error, expected in (
-        ("reduction", "avg", ValueError, "be one of 'none', 'mean', 'sum'; got 'avg'"),
-        ("reduction", None, TypeError, "be one of 'none', 'mean', 'sum'; got None"),
-        ("on_empty", "skip", ValueError, "be one of 'nan', 'zero', 'raise'; got 'skip'"),
-        ("check", "never", ValueError, "be one of 'auto', True, False; got 'never'"),
-        ("check", 1, TypeError, "be one of 'auto', True, False; got 1"),
-        ("return_stats", 1, TypeError, "be one of True, False; got 1"),
-        ("ignore_index", 0.5, TypeError, "be an integer, got 0.5"),
-        ("ignore_index", True, TypeError, "be an integer, got True"),
-        ("axis", 1.0, TypeError, "be an integer, got 1.0"),
-        ("label_smoothing", 1.5, ValueError, "be in [0, 1], got 1.5"),
-        ("label_smoothing", -0.1, ValueError, "be in [0, 1], got -0.1"),
-        ("label_smoothing", float("nan"), ValueError, "be in [0, 1], got nan"),
-        ("label_smoothing", "0.1", TypeError, f"{number[5:]}, got '0.1'"),
-        ("label_smoothing", True, TypeError, f"{number[5:]}, got True"),
-        ("label_smoothing", float, TypeError, f"{number[5:]}, got <class 'float'>"),
-        ("logit_scale", float("inf"), ValueError, "be finite, got inf"),
-        ("softcap", 0.0, ValueError, "be positive and finite, got 0.0"),
-        ("softcap", "30", TypeError, "be a number, got '30'"),
-        ("z_loss", -1.0, ValueError, "be finite and not negative, got -1.0"),
-        ("z_loss", 10**400, ValueError, "be finite and not negative, got inf"),
-        (
-            "z_loss",
-            full((1,), 1.0, dtype),
-            TypeError,
-            f"be a number, got array(shape=(1,), dtype={dtype})",
-        ),
-        ("denominator", 0, ValueError, "be positive and finite, got 0.0"),
-        ("denominator", "tokens", ValueError, "be 'rows', a number or a 0-d array; got 'tokens'"),
-        (
-            "dtype",
-            "int64",
-            TypeError,
-            "be a real floating dtype of the array library, got 'int64'",
-        ),
-    ):
-        shown = "array" if isinstance(value, Plain) else str(value)[:9]
-        yield f"{name}-{shown}", {name: value}, error, f"{name} must {expected}"
-    yield from _combinations(dtype)
-
-
-def _combinations(dtype: str) -> Iterator[Refusal]:
-    yield (
-        "denominator-of-a-sum",
-        {"denominator": 2.0, "reduction": "sum"},
-        ValueError,
-        "denominator goes with reduction='mean', got reduction='sum'",
-    )
-    yield (
-        "ignored-probabilities",
-        {"target": full((4, 3), 0.5, dtype), "ignore_index": 1},
-        ValueError,
-        "ignore_index is 1, but it goes with class indices: leave rows of probabilities out by "
-        "where=",
-    )
-    yield (
-        "softcap-beyond-float32",
-        {"logits": full((4, 3), 1.0, "float32"), "softcap": 1e39},
-        ValueError,
-        "softcap must be within the range of float32, got 1e+39",
-    )
 
 
 def _gradients(dtype: str) -> Iterator[Refusal]:

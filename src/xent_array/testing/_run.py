@@ -68,14 +68,15 @@ class Report:
         return [(o.case, o.message) for o in self.outcomes if o.result == result]
 
     def _table(self) -> list[str]:
-        counts = Counter((o.group, o.result) for o in self.outcomes)
-        groups = dict.fromkeys(o.group for o in self.outcomes)
         results = ("passed", "failed", "skipped")
-        lines = [f"{self.library:<16}" + "".join(f"{result:>9}" for result in results)]
-        for group in groups:
-            lines.append(f"{group:<16}" + "".join(f"{counts[group, r]:>9}" for r in results))
-        total = Counter(o.result for o in self.outcomes)
-        return [*lines, f"{'all':<16}" + "".join(f"{total[r]:>9}" for r in results)]
+        counts = Counter((o.group, o.result) for o in self.outcomes)
+        counts += Counter(("all", o.result) for o in self.outcomes)
+        head = f"{self.library:<16}" + "".join(f"{result:>9}" for result in results)
+        groups = dict.fromkeys([*(o.group for o in self.outcomes), "all"])
+        return [
+            head,
+            *(f"{name:<16}" + "".join(f"{counts[name, r]:>9}" for r in results) for name in groups),
+        ]
 
     def _reasons(self) -> list[str]:
         reasons = Counter(message for _, message in self.skipped)
@@ -148,6 +149,6 @@ def _run(case: Case, library: Library) -> Outcome:
         result, message = "skipped", str(reason)
     except AssertionError as failure:
         result, message = "failed", str(failure)
-    except Exception as error:  # noqa: BLE001 - whatever a library raises, other cases go on
+    except Exception as error:  # whatever a library raises, other cases go on
         result, message = "failed", f"{type(error).__name__}: {error}"
     return Outcome(case.name, case.group, result, message)

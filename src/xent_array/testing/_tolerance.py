@@ -6,8 +6,8 @@ spread = logsumexp(z) - top = log1p(rest), the loss is
     mass·spread + sum q·(top - z)            mass = sum q
 
 and for q >= 0 both of its parts are >= 0: together they are its *natural scale*. A difference
-z - top is rounded to u of itself, so its exponential to |z - top|·u, relative: in `rest` that is the
-margin by which the top stands above the others, and it is seen in a loss that is all `rest`, that
+z - top is rounded to u of itself, its exponential thus to |z - top|·u of itself. In `rest` that is
+the margin by which the top stands above the others, and it shows in a loss that is all `rest`: that
 of a class index or one-hot. What is left, sums and functions good to a few u each, is the 32:
 
     loss of an index or a one-hot     (32 + margin)·u of itself
