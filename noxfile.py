@@ -46,8 +46,10 @@ def install(session: nox.Session, *names: str) -> None:
 
 
 def conformance(session: nox.Session, namespace: str) -> None:
-    """Run the conformance kit on an array library, warnings being errors."""
-    session.run("python", "-W", "error", "-m", "xent_array.testing", namespace)
+    """Run the conformance kit on an array library, in float32, warnings being errors."""
+    kit = ("-m", "xent_array.testing", namespace, "--dtype", "float32")
+    quick = {**QUICK_TO_COMPILE, "DASK_SCHEDULER": "synchronous"}
+    session.run("python", "-W", "error", *kit, env=quick)
 
 
 @nox.session
@@ -56,18 +58,10 @@ def tests(session: nox.Session, backend: str) -> None:
     """Run the tests on one array library, torch beside it as the reference."""
     install(session, "suite", backend)
     library = backend.replace("-", "_")
-    # One process: torch has threads of its own, which get in each other's way across processes.
-    # JAX compiles on one: two processes for it, as long as files stay whole for their fixtures.
-    parallel = ["-n", "2", "--dist", "worksteal"] if backend == "jax" else []
-    session.run(
-        "pytest",
-        "tests",
-        "--array-api-backend",
-        library,
-        *parallel,
-        *session.posargs,
-        env=QUICK_TO_COMPILE if backend == "jax" else {},
-    )
+    # As many processes as processors, and no threads in them, which would get in each other's way.
+    parallel = ("-n", "auto", "--dist", "worksteal")
+    arguments = ("tests", "--array-api-backend", library, *parallel, *session.posargs)
+    session.run("pytest", *arguments, env={"OMP_NUM_THREADS": "1", **QUICK_TO_COMPILE})
 
 
 @nox.session

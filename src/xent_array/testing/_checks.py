@@ -70,7 +70,7 @@ def refused(library: Library, call: Call, error: type[Exception], text: str) -> 
     arrays = library.given(call)
     raised = _raised(library, call, arrays)
     told, expected = _told(raised), f"{error.__name__}: {text}"
-    assert told == expected, f"{call}:\n    got {told}\n    expected {expected}"
+    _require(told == expected, f"{call}:\n    got {told}\n    expected {expected}")
     _assert_unchanged(library, call, arrays)
 
 
@@ -110,8 +110,8 @@ def kind(library: Library, call: Call) -> None:
     if call.option("return_stats"):
         results += results.pop()
     for x in results:
-        assert isinstance(x, type(arrays[0])), f"{call}: got a {type(x)} of a {type(arrays[0])}"
-        assert _device(x) == _device(arrays[0]), f"{call}: result is on device {_device(x)}"
+        _require(isinstance(x, type(arrays[0])), f"{call}: got a {type(x)} of a {type(arrays[0])}")
+        _require(_device(x) == _device(arrays[0]), f"{call}: result is on device {_device(x)}")
     _assert_unchanged(library, call, arrays)
     if call.function in ("softmax", "log_softmax", "logsumexp"):
         softmax(library, call)
@@ -155,8 +155,8 @@ def _result_dtype(call: Call) -> str:
 
 def _read(library: Library, what: str, x: Any, shape: tuple[int, ...], dtype: str | None) -> Plain:
     got = library.data(x)
-    assert got.shape == shape, f"{what}: got shape {got.shape}, expected {shape}"
-    assert dtype in (got.dtype, None), f"{what}: got dtype {got.dtype}, expected {dtype}"
+    _require(got.shape == shape, f"{what}: got shape {got.shape}, expected {shape}")
+    _require(dtype in (got.dtype, None), f"{what}: got dtype {got.dtype}, expected {dtype}")
     return got
 
 
@@ -174,7 +174,7 @@ def _compare(
                 f"{limits.call}: {what}{_place(i, got.shape)} is {entry!r}, expected "
                 f"{mp.nstr(exactly, 20)} within {mp.nstr(allowed, 3)}: {excess:.3g} times that off"
             )
-    assert not message, message
+    _require(not message, message)
 
 
 def _excess(got: float, true: Real, allowed: Real) -> float:
@@ -198,15 +198,21 @@ def _place(i: int, shape: tuple[int, ...]) -> str:
     return str(place) if place else ""
 
 
+def _require(holds: bool, message: str) -> None:
+    """A statement of its own: ``python -O`` leaves out `assert`, and everything would pass."""
+    if not holds:
+        raise AssertionError(message)
+
+
 def _assert_equal(call: Call, what: str, got: Any, expected: Any) -> None:
-    assert got == expected, f"{call}: {what} is {got}, expected {expected}"
+    _require(got == expected, f"{call}: {what} is {got}, expected {expected}")
 
 
 def _assert_unchanged(library: Library, call: Call, arrays: Sequence[Any]) -> None:
     for x, given in zip(arrays, call.arrays, strict=True):
         if isinstance(given, Plain):
             now, then = map(repr, (library.data(x).flat, given.flat))  # NaN equals itself
-            assert now == then, f"{call}: changed an array from {then} to {now}"
+            _require(now == then, f"{call}: changed an array from {then} to {now}")
 
 
 def _device(x: Any) -> Any:

@@ -74,7 +74,8 @@ class Library:
         kind = _kind(dtype)
         entries = [self._to_list(x)]
         for length in shape:
-            assert all(len(row) == length for row in entries), f"no list of shape {shape}: {x!r}"
+            if any(len(row) != length for row in entries):
+                raise AssertionError(f"to_list makes no list of shape {shape} of {x!r}")
             entries = [entry for row in entries for entry in row]
         return Plain(tuple(map(kind, entries)), shape, dtype)
 

@@ -93,9 +93,13 @@ def _indices(dtype: str) -> Iterator[Entry]:
     yield "ignore-index-unsigned", loss, _loss(wide, plain([156, 3], "uint8"), reduction="none")
     beyond = _loss(wide, plain([156, 3], "uint8"), ignore_index=2**80 + 3, reduction="none")
     yield "ignore-index-beyond", loss, beyond
-    bad = plain([0, 1003, -1, 4, -101, -100], "int32")
+    # Rows whose prediction is class 0, which may be read in place of a bad index.
+    first, bad = (
+        plain([[3.0, 0.5, 1.0, 2.0]] * 6, dtype),
+        plain([0, 1003, -1, 4, -101, -100], "int32"),
+    )
     for reduction in ("none", "mean"):
-        unchecked = _loss(z, bad, check=False, reduction=reduction, return_stats=True)
+        unchecked = _loss(first, bad, check=False, reduction=reduction, return_stats=True)
         yield f"bad-index-{reduction}", loss, unchecked
     masked = plain([0, 1003, 1, 2, -7, 3], "int32")
     yield "masked-bad-index", loss, _loss(z, masked, where=_KEPT)
