@@ -80,6 +80,13 @@ def imports(session: nox.Session, backend: str) -> None:
     conformance(session, NAMESPACES[backend])
 
 
+@nox.session
+def stranger(session: nox.Session) -> None:
+    """Run the conformance kit on ndonnx, an array library that is not otherwise supported."""
+    session.install("ndonnx>=0.23", "onnxruntime>=1.20", ".[testing]")
+    conformance(session, "ndonnx")
+
+
 @nox.session(python=sorted({PYTHONS[0], PYTHONS[-1]}) if PYTHONS else False)
 def pythons(session: nox.Session) -> None:
     """Run the conformance kit on the oldest and the newest Python there is."""

@@ -7,7 +7,6 @@ import sys
 import unittest
 from itertools import product
 
-import array_api_strict
 import numpy as np
 import pytest
 
@@ -40,6 +39,27 @@ def test_every_library_conforms(xp, number, case):
     if xp.__name__ == "jax.numpy" and number % 3:
         pytest.skip("one case in three on JAX")
     case.run(library(xp))
+
+
+@pytest.mark.library("jax")
+@pytest.mark.parametrize("case", EVERY[1::3], ids=str)
+def test_compiled(case):
+    """Every call inside jax.jit, arrays among the options traced as well; another third."""
+    jax = pytest.importorskip("jax")
+
+    def compiled(function, *arguments, **options):
+        every = {**dict(enumerate(arguments)), **options}
+        traced = {name: x for name, x in every.items() if isinstance(x, jax.Array)}
+
+        def of_traced(traced):
+            filled = every | traced
+            arrays = [filled.pop(i) for i in range(len(arguments))]
+            return function(*arrays, **filled)
+
+        return jax.jit(of_traced)(traced)
+
+    with jax.enable_x64(True):
+        case.run(library(jax.numpy, call=compiled))
 
 
 @pytest.mark.needs("values")
@@ -236,6 +256,7 @@ def test_values_that_nobody_looks_at_are_skipped():
 
 
 def test_arrays_are_read_entry_by_entry_where_they_have_no_list():
+    array_api_strict = pytest.importorskip("array_api_strict")
     assert not hasattr(array_api_strict.asarray(1.0), "tolist")
     check(array_api_strict, groups=["results", "softmax"]).raise_if_failed()
 
