@@ -49,14 +49,14 @@ def test_compiled(case):
 
     def compiled(function, *arguments, **options):
         every = {**dict(enumerate(arguments)), **options}
-        traced = {name: x for name, x in every.items() if isinstance(x, jax.Array)}
+        names = [name for name, x in every.items() if isinstance(x, jax.Array)]
 
-        def of_traced(traced):
-            filled = every | traced
+        def of_traced(*traced):
+            filled = every | dict(zip(names, traced, strict=True))
             arrays = [filled.pop(i) for i in range(len(arguments))]
             return function(*arrays, **filled)
 
-        return jax.jit(of_traced)(traced)
+        return jax.jit(of_traced)(*(every[name] for name in names))
 
     with jax.enable_x64(True):
         case.run(library(jax.numpy, call=compiled))
