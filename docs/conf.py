@@ -29,3 +29,6 @@ napoleon_use_rtype = False
 # Signatures show names and defaults. The types are told in prose, and to type checkers.
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
+
+# The standard library is not linked to.
+nitpick_ignore = [("py:exc", "unittest.SkipTest")]

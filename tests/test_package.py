@@ -91,7 +91,8 @@ def test_importing_is_quick():
 
 def test_public_names_are_complete():
     """Every name is in __all__, documented, and says where it comes from by its own name."""
-    public = {name for name in vars(xent_array) if not name.startswith("_")}
+    names = vars(xent_array).items()  # the kit is there once somebody imported it
+    public = {name for name, x in names if not name.startswith("_") and not inspect.ismodule(x)}
     assert public == set(xent_array.__all__)
     for name in xent_array.__all__:
         assert inspect.getdoc(getattr(xent_array, name))
