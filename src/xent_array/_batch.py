@@ -130,6 +130,10 @@ class Arrays(NamedTuple):
     grad_output: Array | None
 
 
+#: In the place of all arrays, where a batch is kept without them.
+NO_ARRAYS = Arrays(*[None] * len(Arrays._fields))
+
+
 def arrays_of(batch: Batch) -> Arrays:
     """Take the arrays out of a batch."""
     q = batch.target.q
@@ -147,7 +151,7 @@ def arrays_of(batch: Batch) -> Arrays:
 
 
 def with_arrays(batch: Batch, arrays: Arrays) -> Batch:
-    """The batch with other arrays; with None for each, nothing of the caller's is held."""
+    """The batch with other arrays in the place of its own."""
     logits, target, weight, smoothing, where, sample_weight, scale, denominator, upstream = arrays
     q = batch.target.q._replace(weight=weight, smoothing=smoothing)
     return batch._replace(

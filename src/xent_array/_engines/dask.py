@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import dask.array as da
 
-from xent_array._batch import Batch, laid_out
+from xent_array._batch import NO_ARRAYS, Batch, laid_out, with_arrays
 from xent_array._engines.chunks import Rows, conclude_chunk, grad_chunk, merge_chunks, read_chunk
 from xent_array._evaluate import Outcome, Result, result_of
 from xent_array._namespace import Array
@@ -33,25 +33,22 @@ def evaluate_dask(batch: Batch, *, grad: bool) -> Result:
     batch = laid_out(batch)
     graph = _graph(batch)
     slabs = _merged(batch, graph)
-    per_row = graph.rows._replace(grad_output=None)
-    if not isinstance(batch.target, IndexTarget):
-        per_row = per_row._replace(target=None)
-    concluded = _by_chunk(conclude_chunk, slabs, per_row, graph.whole, dtype=batch.compute_dtype)
-    index_dtype = batch.backend.index_dtype(graph.logits)
+    concluded = _concluded(batch, graph, slabs)
 
     def column(name: str, dtype: Any) -> Array:
-        return concluded.map_blocks(
-            getattr, name, dtype=dtype, meta=graph.logits._meta.astype(dtype)
-        )
+        meta = graph.logits._meta.astype(dtype)
+        return concluded.map_blocks(getattr, name, dtype=dtype, meta=meta)
 
-    loss, counts, stats = column("loss", batch.compute_dtype), None, []
+    backend, dtype = batch.backend, batch.compute_dtype
+    loss, counts, stats = column("loss", dtype), None, []
     if batch.reduction != "none":
-        loss = batch.backend.total(loss)
+        loss = backend.total(loss)
     if batch.reduction == "mean":
-        weight, kept = column("weight", batch.compute_dtype), column("kept", bool)
-        counts = Counts(batch.backend.total(weight), batch.backend.count(kept))
+        weight, kept = column("weight", dtype), column("kept", bool)
+        counts = Counts(backend.total(weight), backend.count(kept))
     if batch.return_stats:
-        dtypes = {"lse": batch.compute_dtype, "prediction": index_dtype, "correct": bool}
+        index_dtype = backend.index_dtype(graph.logits)
+        dtypes = {"lse": dtype, "prediction": index_dtype, "correct": bool}
         stats = [column(name, dtype) for name, dtype in dtypes.items()]
     slope = _gradient(batch, graph, slabs, counts) if grad else None
     return result_of(batch, Outcome(loss, counts, None, stats), counts, slope)
@@ -85,16 +82,8 @@ def _graph(batch: Batch) -> _Graph:
 def _template(batch: Batch) -> Batch:
     """A batch without arrays and without its library, which may be sent to a worker."""
     nothing: Any = None
-    return batch._replace(
-        backend=nothing,
-        logits=None,
-        target=batch.target._replace(q=nothing).with_column(None),
-        where=None,
-        sample_weight=None,
-        grad_output=None,
-        denominator=None,
-        logit_scale=nothing,
-    )
+    bare = with_arrays(batch, NO_ARRAYS)
+    return bare._replace(backend=nothing, target=bare.target._replace(q=nothing))
 
 
 def _merged(batch: Batch, graph: _Graph) -> Array:
@@ -124,11 +113,13 @@ def _merged(batch: Batch, graph: _Graph) -> Array:
     )
 
 
-def _by_chunk(
-    function: Any, first: Array, rows: Rows, whole: dict[str, Any], *, dtype: Any
-) -> Array:
-    """Map a function over chunks that lie beside each other."""
-    return da.map_blocks(function, first, *rows, **whole, dtype=dtype, meta=first._meta)
+def _concluded(batch: Batch, graph: _Graph, slabs: Array) -> Array:
+    """What is left of the rows of each chunk, as chunks that hold a `Concluded`."""
+    rows = graph.rows._replace(grad_output=None)
+    if not isinstance(batch.target, IndexTarget):
+        rows = rows._replace(target=None)  # every class of it was read already
+    meta, dtype = slabs._meta, batch.compute_dtype
+    return da.map_blocks(conclude_chunk, slabs, *rows, **graph.whole, dtype=dtype, meta=meta)
 
 
 def _gradient(batch: Batch, graph: _Graph, slabs: Array, counts: Counts | None) -> Array:

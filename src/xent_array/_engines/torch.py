@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch.autograd import forward_ad
 
-from xent_array._batch import Arrays, Batch, arrays_of, with_arrays
+from xent_array._batch import NO_ARRAYS, Arrays, Batch, arrays_of, with_arrays
 from xent_array._evaluate import Result, value, value_and_grad
 
 
@@ -47,7 +47,7 @@ class _Loss(torch.autograd.Function):
             loss, grad, _ = value_and_grad(constant)
         else:
             loss = value(constant).loss
-        ctx.batch = with_arrays(batch, _NOTHING)
+        ctx.batch = with_arrays(batch, NO_ARRAYS)
         arrays = (*arrays_of(batch), grad)
         ctx.save_for_backward(*(x if isinstance(x, torch.Tensor) else None for x in arrays))
         ctx.numbers = [None if isinstance(x, torch.Tensor) else x for x in arrays]
@@ -69,8 +69,6 @@ class _Loss(torch.autograd.Function):
 
 #: Bytes of logits below which a call's own cost is more than that of its arithmetic.
 _SMALL = 1 << 17
-
-_NOTHING = Arrays(*[None] * len(Arrays._fields))
 
 
 def _small(batch: Batch) -> bool:
