@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,11 +29,24 @@ NAMESPACES = {
 }
 BACKENDS = [nox.param(name, id=name) for name in NAMESPACES]
 
-#: The Pythons that this machine has of those the package is for.
-PYTHONS = [f"3.{minor}" for minor in range(11, 16) if shutil.which(f"python3.{minor}")]
-
 #: JAX compiles hundreds of small programs here, for which optimising costs more than it saves.
 QUICK_TO_COMPILE = {"XLA_FLAGS": "--xla_llvm_disable_expensive_passes=true"}
+
+
+def interpreters() -> list[str]:
+    """Find the Pythons this machine has of those the package is for, pyenv's among them."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    found = []
+    for name in (f"python3.{minor}" for minor in range(11, 16)):
+        candidates = [shutil.which(name), *map(str, sorted(pyenv.glob(f"*/bin/{name}")))]
+        working = filter(_works, filter(None, candidates))
+        found += list(working)[:1]
+    return found
+
+
+def _works(python: str) -> bool:
+    """Tell a Python from a shim that stands for none."""
+    return subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
 
 
 def groups(*names: str) -> list[str]:
@@ -87,7 +101,10 @@ def stranger(session: nox.Session) -> None:
     conformance(session, "ndonnx")
 
 
-@nox.session(python=sorted({PYTHONS[0], PYTHONS[-1]}) if PYTHONS else False)
+PYTHONS = interpreters()
+
+
+@nox.session(python=sorted({*PYTHONS[:1], *PYTHONS[-1:]}))
 def pythons(session: nox.Session) -> None:
     """Run the conformance kit on the oldest and the newest Python there is."""
     session.install(*groups("numpy", "array-api-strict"), ".[testing]")
