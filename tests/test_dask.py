@@ -43,6 +43,7 @@ CHUNKS = {
     "classes": (12, 3, 3),
     "both": (5, 3, (1, 4, 5)),
     "ones": (1, 1, 1),
+    "empty ones": ((5, 0, 7), 3, (3, 0, 7)),
 }
 TARGETS = pytest.mark.parametrize("target", [TARGET, PROBABILITIES], ids=["index", "probabilities"])
 

@@ -24,6 +24,7 @@ LOGITS = RNG.normal(size=(6, 4)) * 2
 TARGET = np.asarray([0, 3, -100, 2, 2, 1])
 PROBABILITIES = RNG.dirichlet(np.ones(4), size=6)
 WEIGHT = np.asarray([0.5, 1.0, 2.0, 1.5])
+DIRECTION = np.cos(np.arange(24.0)).reshape(6, 4)
 TARGETS = pytest.mark.parametrize("target", [TARGET, PROBABILITIES], ids=["index", "probabilities"])
 OPTIONS = {
     "plain": {},
@@ -275,6 +276,71 @@ for function in (xent_array.cross_entropy, jax.value_and_grad(xent_array.cross_e
 """
     for temporary in run(program).split():
         assert int(temporary) < 32 << 20
+
+
+def test_a_row_wider_than_a_block():
+    program = """
+import jax, jax.numpy as jnp, xent_array
+z, t = jnp.zeros((1, 1_000_000), jnp.float32), jnp.asarray([3])
+loss, grad = jax.value_and_grad(xent_array.cross_entropy)(z, t)
+assert abs(loss - 13.815511) < 1e-5 and abs(grad[0, 3] + 1) < 1e-5
+assert (xent_array.cross_entropy_and_grad(z[0], t[0])[1] == grad[0]).all()
+"""
+    run(program)
+
+
+def test_meshes_of_one_device():
+    """Rows in blocks and sharded types do not go together."""
+    program = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from xent_array import cross_entropy
+z, t = jnp.ones((300, 4000)), jnp.zeros(300, int)
+for kind in (AxisType.Auto, AxisType.Explicit):
+    mesh = jax.make_mesh((1,), ("n",), axis_types=(kind,))
+    a, b = (jax.device_put(x, NamedSharding(mesh, P("n"))) for x in (z, t))
+    loss, grad = jax.value_and_grad(cross_entropy)(a, b)
+    np.testing.assert_allclose(loss, np.log(4000), rtol=1e-5)
+    def of_shard(z, t):
+        return cross_entropy(z, t, reduction="none")
+    mapped = jax.shard_map(of_shard, mesh=mesh, in_specs=(P("n"), P("n")), out_specs=P("n"))
+    np.testing.assert_allclose(jax.jit(mapped)(a, b), np.log(4000), rtol=1e-5)
+"""
+    run(program)
+
+
+def test_concrete_arrays_inside_a_trace():
+    """What is computed of them is traced: nothing is looked at, and bad targets are NaN."""
+    z, target = jnp.asarray(LOGITS), jnp.asarray(TARGET)
+    expected = xent_array.cross_entropy(LOGITS, TARGET)
+    scaled = jax.jit(lambda s: s * xent_array.cross_entropy(z, target))(2.0)
+    np.testing.assert_allclose(scaled, 2 * expected, rtol=1e-14)
+    assert jax.eval_shape(lambda: xent_array.cross_entropy(z, target)).shape == ()
+    assert np.isnan(jax.jit(lambda: xent_array.cross_entropy(z, target + 9))())
+
+
+def test_half_gradients_are_scaled_before_they_are_rounded():
+    rng = np.random.default_rng(0)
+    z = (rng.normal(size=(4096, 100)) * 2).astype(np.float16)
+    target = rng.integers(0, 100, 4096)
+
+    def loss(z):
+        return 4096.0 * xent_array.cross_entropy(z, jnp.asarray(target), dtype="float32")
+
+    _, expected = xent_array.cross_entropy_and_grad(z, target, grad_output=np.float32(4096.0))
+    ours = np.asarray(jax.grad(loss)(jnp.asarray(z)))
+    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-7)
+
+
+def test_directions_of_ignored_rows_do_not_matter():
+    """NaN along an ignored row, or a factor that is not finite, leaves it 0."""
+    loss, z = of_logits(TARGET, {}), jnp.asarray(LOGITS)
+    direction = jnp.asarray(np.where((TARGET == -100)[:, None], np.nan, DIRECTION))
+    _, along = jax.jvp(loss, (z,), (direction,))
+    expected = (np.asarray(jax.grad(loss)(z)) * DIRECTION).sum()
+    np.testing.assert_allclose(along, expected, rtol=1e-12)
+    (grad,) = jax.vjp(loss, z)[1](jnp.asarray(np.inf))
+    assert (np.asarray(grad)[TARGET == -100] == 0).all()
 
 
 def test_blocks_agree_with_the_whole():

@@ -166,6 +166,10 @@ def test_an_empty_batch(xp, shape):
     assert losses(xp, logits, target, reduction="sum") == 0.0
     assert np.isnan(losses(xp, logits, target, reduction="mean"))
     assert losses(xp, logits, target, reduction="mean", on_empty="zero") == 0.0
+    ones = make(xp, np.ones(rows))
+    for options in ({"sample_weight": ones}, {"weight": make(xp, np.ones(3))}):
+        given = {"reduction": "mean", "on_empty": "zero", **options}
+        assert losses(xp, logits, target, **given) == 0.0
     assert losses(xp, logits, logits).shape == rows
     assert np.isnan(losses(xp, logits, logits, reduction="mean"))
 

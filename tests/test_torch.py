@@ -365,6 +365,13 @@ def test_small_losses_keep_their_gradient():
     assert torch.isfinite(torch.autograd.grad(again.square().sum(), logits)[0]).all()
 
 
+def test_an_infinite_factor_leaves_ignored_rows_zero():
+    logits = tensor(LOGITS, requires_grad=True)
+    loss = xent_array.cross_entropy(logits, tensor(TARGET))
+    (grad,) = torch.autograd.grad(loss, logits, tensor(np.inf))
+    assert (grad[2] == 0).all()
+
+
 def test_half_gradients_are_scaled_before_they_are_rounded():
     """A loss scaled up for float16 has gradients that would underflow unscaled."""
     logits = tensor([[18.0, 0.0]], dtype=torch.float16, requires_grad=True)

@@ -64,13 +64,16 @@ def value_and_grad(batch: Batch) -> Result:
 
 
 def _plan(batch: Batch) -> Plan:
-    return plan(
+    cut = plan(
         batch.memory,
         batch.shape,
         batch.classes,
         batch.backend.itemsize(batch.compute_dtype),
         differentiable=batch.differentiable,
     )
+    if batch.backend.maps_rows:  # whole rows: a compiler has no memory of ours to write slabs to
+        cut = cut._replace(slabs=[slice(0, batch.classes)])
+    return cut
 
 
 def _of_all(batch: Batch, cut: Plan, demand: Demand | None) -> Outcome:

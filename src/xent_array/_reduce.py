@@ -52,5 +52,5 @@ def mean(batch: Batch, loss: Array, rows: Counts) -> Array:
         return quotient
     empty = math.nan if batch.on_empty == "nan" else 0.0
     if rows.kept is None:
-        return quotient if math.prod(batch.shape) else quotient + empty
+        return quotient if math.prod(batch.shape) else loss + empty
     return batch.backend.xp.where(rows.kept == 0, empty, quotient)

@@ -56,7 +56,7 @@ def evaluate_dask(batch: Batch, *, grad: bool) -> Result:
 
 def _graph(batch: Batch) -> _Graph:
     """Cut everything alike."""
-    z, target = batch.logits, batch.target.column
+    z, target = _without_empty(batch.logits), _without_empty(batch.target.column)
     rows, classes = tuple(range(z.ndim - 1)), z.ndim - 1
     of_rows = [x for x in (batch.where, batch.sample_weight, batch.grad_output) if x is not None]
     own = classes + 1  # of the arrays without classes, whose last axis has length one
@@ -77,6 +77,12 @@ def _graph(batch: Batch) -> _Graph:
         "template": _template(batch),
     }
     return _Graph(z, columns, numbers[(None,) * (z.ndim - 1)], whole)
+
+
+def _without_empty(x: Array) -> Array:
+    """Drop chunks of no classes."""
+    widths = x.chunks[-1]
+    return x if all(widths) else x.rechunk({x.ndim - 1: tuple(filter(None, widths))})
 
 
 def _template(batch: Batch) -> Batch:

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from xent_array._batch import Batch
+from xent_array._batch import Batch, laid_out
 from xent_array._evaluate import Result, value, value_and_grad
 from xent_array._namespace import Array
+from xent_array._rows import classes_back
+from xent_array._rowwise import rows_of
 
 #: Takes the place of an array among what is fixed when an expression is compiled.
 _ARRAY = object()
@@ -61,7 +63,8 @@ def _taken_apart(batch: Batch) -> tuple[_Call, list[Array]]:
     # XLA for the CPU stores every step on the way to a sum, unless few rows are taken at a time.
     # Elsewhere it does not, and rows may lie on several devices.
     alone = jax.default_backend() == "cpu" and jax.device_count() == 1
-    cut = alone and batch.axis == logits.ndim - 1
+    unsharded = jax.typeof(logits).sharding.mesh.empty
+    cut = alone and unsharded and batch.axis == logits.ndim - 1
     leaves, form = jax.tree.flatten(batch._replace(memory="host" if cut else "opaque", logits=None))
     fixed = tuple(_ARRAY if isinstance(x, jax.Array) else x for x in leaves)
     return _Call(form, fixed), [logits, *(x for x in leaves if isinstance(x, jax.Array))]
@@ -79,11 +82,22 @@ def _loss_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
     closed = all(isinstance(x, SymbolicZero) for x in others)
     if not closed or call.batch(arrays, differentiable=True).return_stats:
         return _derived(lambda x: value(call.batch(x, differentiable=True)), primals, tangents)
-    loss, grad = _loss_and_grad(call, arrays)
+    # In the compute dtype: what scales a half gradient must come before it is rounded.
     batch = call.batch(arrays, differentiable=True)
-    along = jnp.astype(grad, batch.compute_dtype) * jnp.astype(direction, batch.compute_dtype)
+    logits = jnp.astype(arrays[0], batch.compute_dtype)
+    loss, grad = _loss_and_grad(call, [logits, *arrays[1:]])
+    along = grad * _counted(batch, jnp.astype(direction, batch.compute_dtype))
     slope = jnp.sum(along, axis=batch.axis if batch.reduction == "none" else None)
     return Result(loss, None, None), Result(jnp.astype(slope, loss.dtype), None, None)
+
+
+def _counted(batch: Batch, direction: Array) -> Array:
+    """A direction of the logits, 0 in the rows that do not count, whatever it holds there."""
+    kept = rows_of(laid_out(batch), (...,)).kept
+    if kept is None:
+        return direction
+    kept = jnp.broadcast_to(classes_back(batch.backend, kept, batch.axis), direction.shape)
+    return jnp.where(kept, direction, 0.0)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

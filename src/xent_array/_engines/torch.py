@@ -61,8 +61,8 @@ class _Loss(torch.autograd.Function):
         if torch.is_grad_enabled() or batch.backend.memory(grad_loss) == "opaque":
             return _derived(batch, grad_loss), None
         if grad is not None:
-            scaled: torch.Tensor = grad * grad_loss
-            return scaled, None
+            # Rows that do not count stay 0, be the factor infinite.
+            return torch.where(grad == 0.0, grad, grad * grad_loss), None
         upstream = grad_loss.broadcast_to(batch.shape)[..., None]
         return value_and_grad(batch._replace(grad_output=upstream)).grad_logits, None
 
