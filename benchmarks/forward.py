@@ -10,10 +10,8 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +21,8 @@ from rich.table import Table
 from scipy.special import log_softmax
 
 import xent_array
+
+from memory import Watch
 
 SMALL, LARGE = (32, 10), (2048, 32_000)
 
@@ -100,32 +100,15 @@ def run(contest: Contest, rounds: int = 15) -> tuple[float, float, list[float]]:
     return statistics.median(theirs[1:]), statistics.median(ours[1:]), ratios
 
 
-def anonymous_mib() -> float:
-    """Anonymous memory of this process."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1024
-
-
 def measure_memory(library: str) -> float:
     """Growth of anonymous memory during one large forward, sampled every half millisecond."""
     arrays: list[object] = list(data(LARGE))
     if library == "torch":
         arrays = [torch.from_numpy(x) for x in arrays]
     xent_array.cross_entropy(arrays[0][:1], arrays[1][:1])
-    before, peak, done = anonymous_mib(), 0.0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.0005):
-            peak = max(peak, anonymous_mib())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    xent_array.cross_entropy(*arrays)
-    peak = max(peak, anonymous_mib())
-    done.set()
-    watcher.join()
-    return peak - before
+    with Watch() as watch:
+        xent_array.cross_entropy(*arrays)
+    return watch.peak - watch.before
 
 
 def main() -> None:

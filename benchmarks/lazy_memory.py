@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -19,29 +17,9 @@ import numpy as np
 
 import xent_array
 
+from memory import Watch
+
 CLASSES = 32_000
-
-
-def anonymous_mb() -> float:
-    """Anonymous memory of this process: what it took, files mapped aside."""
-    (line,) = (
-        line
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith("RssAnon")
-    )
-    return int(line.split()[1]) / 1000
-
-
-class Peak(threading.Thread):
-    """Watches the memory of this process until it is told to stop."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mb, self.stop = 0.0, threading.Event()
-
-    def run(self) -> None:
-        while not self.stop.wait(0.005):
-            self.mb = max(self.mb, anonymous_mb())
 
 
 def some_logits(block_info: Any = None) -> np.ndarray:
@@ -71,14 +49,12 @@ def main(gigabytes: str, chunk: str, scheduler: str) -> None:
     """Measure and print."""
     logits, target = problem(float(gigabytes), tuple(map(int, chunk.split("x"))))
     with cluster() if scheduler == "cluster" else contextlib.nullcontext():
-        watcher, start = Peak(), time.perf_counter()
-        watcher.start()
-        loss = float(xent_array.cross_entropy(logits, target).compute())
-        watcher.stop.set()
-        watcher.join()
+        start = time.perf_counter()
+        with Watch() as watch:
+            loss = float(xent_array.cross_entropy(logits, target).compute())
     seconds = time.perf_counter() - start
     print(f"{logits.nbytes / 1e9:.1f} GB in chunks of {chunk}, {scheduler}: loss {loss:.6f}")
-    print(f"peak {watcher.mb:.0f} MB of anonymous memory, {seconds:.0f} s")
+    print(f"peak {watch.peak:.0f} MiB of anonymous memory, {seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,23 @@
 """Arrays of any library for the tests, and back to NumPy."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 
 from xent_array import _blocks
+from xent_array._backends._standard import HALF
+from xent_array._capabilities import LIBRARIES
 
 DEVICE = os.environ.get("XENT_DEVICE", "cpu")
 
+#: Where the scripts are that measure time and memory.
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
 #: Floating dtypes that a library's arrays come in.
 DTYPES = {
-    "numpy": ("float64", "float32", "float16", "bfloat16"),
-    "torch": ("float64", "float32", "float16", "bfloat16"),
-    "jax.numpy": ("float64", "float32", "float16", "bfloat16"),
-    "cupy": ("float64", "float32", "float16", "bfloat16"),
-    "dask.array": ("float64", "float32", "float16", "bfloat16"),
-    "array_api_strict": ("float64", "float32"),
+    library.namespace: ("float64", "float32", *(HALF if "half" in library.features else ()))
+    for library in LIBRARIES
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import xent_array
 
-from arrays import set_budget
+from arrays import BENCHMARKS, set_budget
 
 da = pytest.importorskip("dask.array")
 dask = pytest.importorskip("dask")
@@ -197,7 +197,7 @@ def test_a_cluster(processes):
 @pytest.mark.parametrize("scheduler", ["threads", "cluster"])
 def test_memory_does_not_grow_with_the_logits(chunks, scheduler):
     """2 GB of logits made chunk by chunk are reduced in a few hundred MB."""
-    command = [sys.executable, "benchmarks/lazy_memory.py", "2", chunks, scheduler]
+    command = [sys.executable, str(BENCHMARKS / "lazy_memory.py"), "2", chunks, scheduler]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     peak = next(line for line in done.stdout.splitlines() if line.startswith("peak"))
-    assert float(peak.split()[1]) < 400
+    assert float(peak.split()[1]) < 390

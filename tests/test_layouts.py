@@ -1,5 +1,6 @@
 """Any strides, any class axis, read-only memory, and no copy of the whole."""
 
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 import xent_array
 from xent_array._blocks import plan, row_blocks
 
-from arrays import make, set_budget, to_numpy
+from arrays import BENCHMARKS, make, set_budget, to_numpy
 
 LOGITS = np.random.default_rng(5).normal(size=(4, 6, 5, 3))
 TARGET = np.random.default_rng(6).integers(0, 6, (4, 5, 3))
@@ -96,9 +97,10 @@ def test_slabs_are_for_rows_wider_than_the_budget(monkeypatch):
 
 
 MEASURE = """
-import sys, threading, time
+import sys
 import numpy as np
 import xent_array
+from memory import Watch
 library, kind, function = sys.argv[1:]
 n, c = 512, 32000
 logits = np.random.default_rng(0).standard_normal((n, c), dtype=np.float32)
@@ -118,9 +120,6 @@ if library == "torch":
     logits, target = torch.from_numpy(logits), torch.from_numpy(target)
     if options.get("sample_weight") is not None:
         options["sample_weight"] = torch.from_numpy(options["sample_weight"])
-def anonymous():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
 few = {name: x[:64] if hasattr(x, "shape") else x for name, x in options.items()}
 if function == "cross_entropy":
     call = xent_array.cross_entropy
@@ -128,18 +127,9 @@ else:
     def call(logits, target, **options):
         xent_array.cross_entropy_and_grad(logits, target, out=logits, **options)
 call(logits[:64], target[:64], **few)
-peak, before, done = 0, anonymous(), False
-def watch():
-    global peak
-    while not done:
-        peak = max(peak, anonymous())
-        time.sleep(0.0005)
-watcher = threading.Thread(target=watch)
-watcher.start()
-call(logits, target, **options)
-done = True
-watcher.join()
-print((peak - before) / 1024)
+with Watch() as watch:
+    call(logits, target, **options)
+print(watch.peak - watch.before)
 """
 
 
@@ -153,5 +143,6 @@ def test_blocks_alone_are_held(library, kind, function):
     So does it for the gradient in the place of the logits.
     """
     command = [sys.executable, "-c", MEASURE, library, kind, function]
-    grown = subprocess.run(command, check=True, capture_output=True, text=True)
+    path = {**os.environ, "PYTHONPATH": str(BENCHMARKS)}
+    grown = subprocess.run(command, check=True, capture_output=True, text=True, env=path)
     assert float(grown.stdout) < 32
