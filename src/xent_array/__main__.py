@@ -68,7 +68,7 @@ def served_by(xp: ModuleType) -> str:
     """Name the engine that evaluates arrays of a library."""
     sample = xp.zeros((1,))
     backend = backend_of("sample", sample)
-    memory = backend.memory(sample)
+    memory = backend.cut_as(sample)
     blocks = f", blocks of {BLOCK_BYTES[memory] >> 20} MiB" if memory in BLOCK_BYTES else ""
     return backend.engine + blocks
 

@@ -57,7 +57,7 @@ def value_and_grad(batch: Batch) -> Result:
             device = backend.device(batch.logits)
             out = backend.xp.empty(shape, dtype=batch.logits.dtype, device=device)
         into = None if out is None else classes_last(backend, out, batch.axis)
-        outcome = _of_all(batch, cut, Demand(into, batch.grad_output, by))
+        outcome = _of_all(batch, cut, Demand(into, by))
         if out is None:
             out = classes_back(backend, outcome.grad, batch.axis)
         return result_of(batch, outcome, counts, out)
@@ -82,7 +82,7 @@ def _of_all(batch: Batch, cut: Plan, demand: Demand | None) -> Outcome:
     if len(blocks) == 1:
         return _of_block(batch, blocks[0], slabs, demand)
     if batch.backend.maps_rows:
-        return _mapped(batch, cut.rows, demand)
+        return _mapped(batch, cut, demand)
     backend, per_row = batch.backend, batch.reduction == "none"
     rows, parts = Assembly(backend, (*batch.shape, 1)), Assembly(backend, (len(blocks),))
     keep_heap(backend, batch.logits)
@@ -97,33 +97,36 @@ def _of_all(batch: Batch, cut: Plan, demand: Demand | None) -> Outcome:
     return Outcome(loss, Counts(*columns) if columns else None, None, rows.columns)
 
 
-def _mapped(batch: Batch, size: int, demand: Demand | None) -> Outcome:
+def _mapped(batch: Batch, cut: Plan, demand: Demand | None) -> Outcome:
     """The same by a loop of the library's own, for which rows lie along one axis."""
     backend, shape, per_row = batch.backend, batch.shape, batch.reduction == "none"
-    upstream = None if demand is None else demand.upstream
-    columns = (batch.logits, batch.target.column, batch.where, batch.sample_weight, upstream)
+    columns = (
+        batch.logits,
+        batch.target.column,
+        batch.where,
+        batch.sample_weight,
+        batch.grad_output,
+    )
     flat = [None if x is None else backend.xp.reshape(x, (-1, x.shape[-1])) for x in columns]
 
     def of_rows(columns: list[Array]) -> Outcome:
-        logits, target, where, sample_weight, upstream = columns
+        logits, target, where, sample_weight, grad_output = columns
         rows = batch._replace(
-            shape=(size,),
+            shape=(cut.rows,),
             reduction="none",
             logits=logits,
             target=batch.target.with_column(target),
             where=where,
             sample_weight=sample_weight,
+            grad_output=grad_output,
         )
-        asked = None if demand is None else demand._replace(upstream=upstream)
-        return _of_block(rows, (...,), [slice(0, batch.classes)], asked)
+        return _of_block(rows, (...,), cut.slabs, demand)
 
     def shaped(x: Array | None) -> Array | None:
         return None if x is None else backend.xp.reshape(x, (*shape, x.shape[-1]))
 
-    loss, _, grad, stats = backend.map_rows(of_rows, flat, size)
-    counts = None
-    if batch.reduction == "mean" and demand is None:
-        counts = _counts_of_block(batch, (...,), rows_of(batch, (...,)))
+    loss, _, grad, stats = backend.map_rows(of_rows, flat, cut.rows)
+    counts = _counts(batch, cut) if batch.reduction == "mean" and demand is None else None
     loss = shaped(loss) if per_row else backend.total(loss)
     return Outcome(loss, counts, shaped(grad), [shaped(x) for x in stats])
 

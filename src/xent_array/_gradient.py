@@ -25,7 +25,6 @@ class Demand(NamedTuple):
     """Where a gradient goes, and what it is multiplied by."""
 
     into: Array | None  # laid out as the rows; None: one block, of whole rows, is handed back
-    upstream: Array | None  # a factor for each row, class axis of length one
     divisor: Scalar  # of the mean
 
 
@@ -39,7 +38,7 @@ def gradient(
         rest=row.rest,
         mass=row.mass,
         excess=0.0 if lse is None else 2.0 * batch.z_loss * lse,
-        factor=_factor(batch, block, reading, demand),
+        factor=_factor(batch, block, reading, demand.divisor),
     )
     if demand.into is None:
         (classes,) = slabs
@@ -65,16 +64,16 @@ def _of_slab(batch: Batch, block: RowIndex, classes: slice, reading: Reading, pu
     return backend.cast(counted(xp, reading.rows, grad), batch.logits.dtype)
 
 
-def _factor(batch: Batch, block: RowIndex, reading: Reading, demand: Demand) -> Scalar:
+def _factor(batch: Batch, block: RowIndex, reading: Reading, divisor: Scalar) -> Scalar:
     """What a row's derivatives are multiplied by; NaN where its target is bad.
 
     The scale of the logits is here with its sign, whatever `transformed` made of it.
     """
-    factor = batch.logit_scale / demand.divisor
+    factor = batch.logit_scale / divisor
     if batch.sample_weight is not None:
         factor = factor * factor_of(batch, batch.sample_weight, block)
-    if demand.upstream is not None:
-        factor = factor * factor_of(batch, demand.upstream, block)
+    if batch.grad_output is not None:
+        factor = factor * factor_of(batch, batch.grad_output, block)
     if reading.rows.bad is not None:
         xp, rest = batch.backend.xp, reading.slab.numbers.rest
         factor = factor * xp.where(reading.rows.bad, xp.nan, xp.ones_like(rest))

@@ -53,6 +53,10 @@ class Standard:
     def memory(self, x: Array) -> Memory:
         return "opaque"
 
+    def cut_as(self, x: Array) -> Memory:
+        """The memory by whose budget `x` is cut into blocks; "opaque": it is taken whole."""
+        return self.memory(x)
+
     def differentiates(self, *arrays: Array) -> bool:
         """Whether the library itself will differentiate what is computed from `arrays`."""
         return False

@@ -35,8 +35,5 @@ class Backend(NumpyDtypes):
     def row_sum(self, x: Array) -> Array:
         return cp.sum(x, axis=-1, keepdims=True)  # in parallel, hence as a tree
 
-    def gather(self, x: Array, index: Array) -> Array:
-        return cp.take_along_axis(x, index, axis=-1)
-
     def take(self, x: Array, index: Array) -> Array:
         return x[index]

@@ -29,6 +29,12 @@ class Backend(Standard):
             return "opaque"
         return "host" if next(iter(x.devices())).platform == "cpu" else "device"
 
+    def cut_as(self, x: Array) -> Memory:
+        # XLA for the CPU stores every step on the way to a sum, unless few rows are taken at a
+        # time. Elsewhere it does not, and rows may lie on several devices.
+        alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+        return "host" if alone and jax.typeof(x).sharding.mesh.empty else "opaque"
+
     def differentiates(self, *arrays: Array) -> bool:
         return True  # any trace may be, now or later
 
@@ -64,25 +70,21 @@ class Backend(Standard):
             raise TypeError(f"{chosen} needs 64-bit numbers, which jax_enable_x64 switches on")
         return chosen
 
-    def row_argmax(self, x: Array) -> Array:
-        return jnp.argmax(x, axis=-1, keepdims=True)
-
     def row_sum(self, x: Array) -> Array:
         return jnp.sum(x, axis=-1, keepdims=True)  # XLA sums as a tree
 
     def gather(self, x: Array, index: Array) -> Array:
         if not _explicit(x):
-            return jnp.take_along_axis(x, index, axis=-1)
+            return super().gather(x, index)
         found = self.class_range(x) == index
         return jnp.sum(jnp.where(found, x, jnp.zeros_like(x)), axis=-1, keepdims=True)
 
     def class_range(self, x: Array) -> Array:
-        classes, dtype = x.shape[-1], self.index_dtype(x)
         if not _explicit(x):
-            return jnp.arange(classes, dtype=dtype)
+            return super().class_range(x)
         sharding = jax.typeof(x).sharding
         place = NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[-1]))
-        return jnp.arange(classes, dtype=dtype, out_sharding=place)
+        return jnp.arange(x.shape[-1], dtype=self.index_dtype(x), out_sharding=place)
 
     def within(self, index: Array, length: int) -> bool:
         host = np.asarray(index)  # a view: only host memory is looked at in passing

@@ -1,41 +1,43 @@
-"""Gradient rules: how an array library differentiates the loss and holds little for it.
+"""How a library's own machinery evaluates a call: its autograd, its compiler, its graphs.
 
-Without a rule the library differentiates the array code of the loss, operation by operation.
+An engine is a module with the functions `value` and `value_and_grad`. That of most libraries is
+`_evaluate` itself, whose array code they run, and differentiate, operation by operation.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
+
+from xent_array import _evaluate
 from xent_array._batch import Batch
-from xent_array._evaluate import Result, value, value_and_grad
+from xent_array._evaluate import Result
 
 
 def evaluate(batch: Batch) -> Result:
     """Evaluate the loss, differentiable where the library differentiates."""
-    if batch.differentiable:
-        library = batch.backend.xp.__name__
-        if library == "array_api_compat.torch":
-            from xent_array._engines.torch import evaluate_torch
-
-            return evaluate_torch(batch)
-        if library == "jax.numpy":
-            from xent_array._engines.jax import evaluate_jax
-
-            return evaluate_jax(batch)
-    if batch.backend.xp.__name__ == "array_api_compat.dask.array":
-        from xent_array._engines.dask import evaluate_dask
-
-        return evaluate_dask(batch, grad=False)
-    return value(batch)
+    result: Result = _engine(batch).value(batch)
+    return result
 
 
 def evaluate_with_grad(batch: Batch) -> Result:
     """Evaluate the loss and its derivatives by the logits, constants to the library."""
-    if batch.backend.xp.__name__ == "jax.numpy":
-        from xent_array._engines.jax import evaluate_jax_with_grad
+    result: Result = _engine(batch).value_and_grad(batch)
+    return result
 
-        return evaluate_jax_with_grad(batch)
-    if batch.backend.xp.__name__ == "array_api_compat.dask.array":
-        from xent_array._engines.dask import evaluate_dask
 
-        return evaluate_dask(batch, grad=True)
-    return value_and_grad(batch)
+def _engine(batch: Batch) -> ModuleType:
+    """The engine of a batch, imported when its first array is there."""
+    library = batch.backend.xp.__name__
+    if library == "array_api_compat.torch":
+        from xent_array._engines import torch
+
+        return torch
+    if library == "jax.numpy":
+        from xent_array._engines import jax
+
+        return jax
+    if library == "array_api_compat.dask.array":
+        from xent_array._engines import dask
+
+        return dask
+    return _evaluate

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from xent_array._backends import backend_of
-from xent_array._batch import Batch
+from xent_array._batch import Arrays, Batch, together
 from xent_array._blocks import Assembly, RowIndex, keep_heap, plan
 from xent_array._gradient import Demand, gradient
 from xent_array._namespace import Array
@@ -27,7 +27,6 @@ from xent_array._rowwise import (
     whole_rows,
 )
 from xent_array._stats import FourNumbers, fold
-from xent_array._wanted import Smoothing
 
 
 class Rows(NamedTuple):
@@ -50,25 +49,33 @@ class Concluded(NamedTuple):
     kept: Array  # whether a row counts
 
 
-def _chunk(
-    template: Batch, like: Array, shape: tuple[int, ...], rows: Rows, whole: dict[str, Any]
-) -> Batch:
+def _chunk(template: Batch, logits: Array, rows: Rows, whole: dict[str, Any]) -> Batch:
     """The batch of a chunk, its arrays as large as its rows."""
-    backend = backend_of("logits", like)
+    backend, shape = backend_of("logits", logits), logits.shape[:-1]
     xp = backend.xp
-    q = Smoothing(backend, template.classes, whole["weight"], whole["smoothing"])
-    target = xp.empty((*shape, 0), dtype=like.dtype) if rows.target is None else rows.target
+    target = xp.empty((*shape, 0), dtype=logits.dtype) if rows.target is None else rows.target
     others = [None if x is None else xp.broadcast_to(x, (*shape, 1)) for x in rows[1:]]
     where, sample_weight, grad_output = others
-    return template._replace(
+    q = template.target.q._replace(backend=backend)
+    here = template._replace(
         backend=backend,
-        memory=backend.memory(like),
+        memory=backend.memory(logits),
         shape=shape,
-        target=template.target._replace(q=q).with_column(target),
-        where=where,
-        sample_weight=sample_weight,
-        grad_output=grad_output,
-        logit_scale=whole["scale"],
+        target=template.target._replace(q=q),
+    )
+    return together(
+        here,
+        Arrays(
+            logits,
+            target,
+            whole["weight"],
+            whole["smoothing"],
+            where,
+            sample_weight,
+            whole["scale"],
+            None,  # what divides the mean is put together from all chunks
+            grad_output,
+        ),
     )
 
 
@@ -93,7 +100,7 @@ def read_chunk(
     **whole: Any,
 ) -> Slab:
     rows = Rows(target, where, None, None)
-    batch = _chunk(template, logits, logits.shape[:-1], rows, whole)._replace(logits=logits)
+    batch = _chunk(template, logits, rows, whole)
     columns = Assembly(batch.backend, (*batch.shape, 1))
     with batch.backend.quiet():
         for block in _blocks_of(batch):
@@ -131,7 +138,7 @@ def merge_chunks(slabs: Any, *, scale: Any, template: Batch) -> Slab:
 
 def conclude_chunk(slab: Slab, *rows: Array | None, template: Batch, **whole: Any) -> Concluded:
     top = slab.numbers.top
-    batch = _chunk(template, top, top.shape[:-1], Rows(*rows), whole)
+    batch = _chunk(template, top, Rows(*rows), whole)
     xp, block = batch.backend.xp, (...,)
     here = rows_of(batch, block)
     with batch.backend.quiet():
@@ -153,13 +160,12 @@ def grad_chunk(
     divisor: Any,
     **whole: Any,
 ) -> Array:
-    batch = _chunk(template, logits, logits.shape[:-1], Rows(*rows), whole)._replace(logits=logits)
+    batch = _chunk(template, logits, Rows(*rows), whole)
     xp, numbers = batch.backend.xp, _flat(batch, slab)
     grad = xp.empty(logits.shape, dtype=logits.dtype)
     with batch.backend.quiet():
         for block in _blocks_of(batch):
             part = _slab(None if x is None else x[block] for x in numbers)
             result = conclude(batch, block, Reading(rows_of(batch, block), part, None))
-            demand = Demand(grad, batch.grad_output, divisor)
-            gradient(batch, block, [_slice_of(classes)], result, demand)
+            gradient(batch, block, [_slice_of(classes)], result, Demand(grad, divisor))
     return grad

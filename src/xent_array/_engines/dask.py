@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import dask.array as da
 
-from xent_array._batch import NO_ARRAYS, Batch, laid_out, with_arrays
+from xent_array._batch import Batch, apart, laid_out
 from xent_array._engines.chunks import Rows, conclude_chunk, grad_chunk, merge_chunks, read_chunk
 from xent_array._evaluate import Outcome, Result, result_of
 from xent_array._namespace import Array
@@ -28,8 +28,17 @@ class _Graph(NamedTuple):
     whole: dict[str, Any]
 
 
-def evaluate_dask(batch: Batch, *, grad: bool) -> Result:
-    """Build the graph of the loss, and of its derivatives by the logits where these are asked."""
+def value(batch: Batch) -> Result:
+    """Build the graph of the loss."""
+    return _evaluated(batch, grad=False)
+
+
+def value_and_grad(batch: Batch) -> Result:
+    """Build the graph of the loss and of its derivatives by the logits."""
+    return _evaluated(batch, grad=True)
+
+
+def _evaluated(batch: Batch, *, grad: bool) -> Result:
     batch = laid_out(batch)
     graph = _graph(batch)
     slabs = _merged(batch, graph)
@@ -88,8 +97,9 @@ def _without_empty(x: Array) -> Array:
 def _template(batch: Batch) -> Batch:
     """A batch without arrays and without its library, which may be sent to a worker."""
     nothing: Any = None
-    bare = with_arrays(batch, NO_ARRAYS)
-    return bare._replace(backend=nothing, target=bare.target._replace(q=nothing))
+    bare, _ = apart(batch, da.Array)
+    q = bare.target.q._replace(backend=nothing)
+    return bare._replace(backend=nothing, target=bare.target._replace(q=q))
 
 
 def _merged(batch: Batch, graph: _Graph) -> Array:

@@ -8,86 +8,67 @@ derivatives; the rule of each names the next.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from xent_array._batch import Batch, laid_out
-from xent_array._evaluate import Result, value, value_and_grad
+from xent_array import _evaluate
+from xent_array._batch import Arrays, Batch, apart, laid_out, together
+from xent_array._evaluate import Result
 from xent_array._namespace import Array
 from xent_array._rows import classes_back
 from xent_array._rowwise import rows_of
 
-#: Takes the place of an array among what is fixed when an expression is compiled.
-_ARRAY = object()
 
-
-class _Call(NamedTuple):
-    """A batch without its arrays: what an expression is compiled for. It can be hashed."""
-
-    form: Any
-    leaves: tuple[Any, ...]
-
-    def batch(self, arrays: list[Array], *, differentiable: bool) -> Batch:
-        """Put the arrays into their places."""
-        logits, *others = arrays
-        given = iter(others)
-        leaves = [next(given) if leaf is _ARRAY else leaf for leaf in self.leaves]
-        batch: Batch = jax.tree.unflatten(self.form, leaves)
-        return batch._replace(logits=logits, differentiable=differentiable)
-
-
-def evaluate_jax(batch: Batch) -> Result:
+def value(batch: Batch) -> Result:
     """Evaluate the loss: one compiled expression, inside another where the caller compiles."""
-    result: Result = _compiled_loss(*_taken_apart(batch))
+    result: Result = _compiled_loss(*_call_and_arrays(batch))
     return result
 
 
-def evaluate_jax_with_grad(batch: Batch) -> Result:
+def value_and_grad(batch: Batch) -> Result:
     """Evaluate the loss and its gradient by the logits, constants to whatever differentiates."""
-    call, arrays = _taken_apart(batch)
-    constants = [jax.lax.stop_gradient(x) for x in arrays]
-    result: Result = _compiled_loss_and_grad(call, constants)
+    call, arrays = _call_and_arrays(batch)
+    result: Result = _compiled_loss_and_grad(call, jax.tree.map(jax.lax.stop_gradient, arrays))
     return result
 
 
-def _taken_apart(batch: Batch) -> tuple[_Call, list[Array]]:
-    """The arrays of a batch, the logits first, and all the rest.
+def _call_and_arrays(batch: Batch) -> tuple[Batch, Arrays]:
+    """What an expression is compiled for, and the arrays it is evaluated on.
 
-    What they hold was looked at when the batch was gathered, and is not looked at again.
+    What these hold was looked at when the batch was gathered, and is not looked at again.
     """
-    logits = batch.logits
-    # XLA for the CPU stores every step on the way to a sum, unless few rows are taken at a time.
-    # Elsewhere it does not, and rows may lie on several devices.
-    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
-    unsharded = jax.typeof(logits).sharding.mesh.empty
-    cut = alone and unsharded and batch.axis == logits.ndim - 1
-    leaves, form = jax.tree.flatten(batch._replace(memory="host" if cut else "opaque", logits=None))
-    fixed = tuple(_ARRAY if isinstance(x, jax.Array) else x for x in leaves)
-    return _Call(form, fixed), [logits, *(x for x in leaves if isinstance(x, jax.Array))]
+    rows = batch.axis == batch.logits.ndim - 1  # others would be copied, to lie along one axis
+    memory = batch.backend.cut_as(batch.logits) if rows else "opaque"
+    return apart(batch._replace(memory=memory), jax.Array)
+
+
+def _constant(call: Batch, arrays: Arrays) -> Batch:
+    """The batch for code that nobody differentiates."""
+    return together(call, arrays)._replace(differentiable=False)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _loss(call: _Call, arrays: list[Array]) -> Result:
-    return value(call.batch(arrays, differentiable=False))
+def _loss(call: Batch, arrays: Arrays) -> Result:
+    return _evaluate.value(_constant(call, arrays))
 
 
 @functools.partial(_loss.defjvp, symbolic_zeros=True)
-def _loss_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
+def _loss_jvp(call: Batch, primals: Any, tangents: Any) -> Any:
     """The loss falls along its gradient; what else is differentiated, JAX derives."""
-    (arrays,), ((direction, *others),) = primals, tangents
-    closed = all(isinstance(x, SymbolicZero) for x in others)
-    if not closed or call.batch(arrays, differentiable=True).return_stats:
-        return _derived(lambda x: value(call.batch(x, differentiable=True)), primals, tangents)
+    (arrays,), (directions,) = primals, tangents
+    others = [x for x in directions[1:] if x is not None]
+    if call.return_stats or not all(isinstance(x, SymbolicZero) for x in others):
+        return _derived(lambda x: _evaluate.value(together(call, x)), arrays, directions)
     # In the compute dtype: what scales a half gradient must come before it is rounded.
-    batch = call.batch(arrays, differentiable=True)
-    logits = jnp.astype(arrays[0], batch.compute_dtype)
-    loss, grad = _loss_and_grad(call, [logits, *arrays[1:]])
-    along = grad * _counted(batch, jnp.astype(direction, batch.compute_dtype))
-    slope = jnp.sum(along, axis=batch.axis if batch.reduction == "none" else None)
+    dtype = call.compute_dtype
+    loss, grad = _loss_and_grad(call, arrays._replace(logits=jnp.astype(arrays.logits, dtype)))
+    direction = jnp.astype(directions.logits, dtype)
+    along = grad * _counted(together(call, arrays), direction)
+    slope = jnp.sum(along, axis=call.axis if call.reduction == "none" else None)
     return Result(loss, None, None), Result(jnp.astype(slope, loss.dtype), None, None)
 
 
@@ -101,28 +82,27 @@ def _counted(batch: Batch, direction: Array) -> Array:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _loss_and_grad(call: _Call, arrays: list[Array]) -> tuple[Array, Array]:
-    result = value_and_grad(call.batch(arrays, differentiable=False))
+def _loss_and_grad(call: Batch, arrays: Arrays) -> tuple[Array, Array]:
+    result = _evaluate.value_and_grad(_constant(call, arrays))
     return result.loss, result.grad_logits
 
 
 @_loss_and_grad.defjvp
-def _loss_and_grad_jvp(call: _Call, primals: Any, tangents: Any) -> Any:
-    def derived(arrays: list[Array]) -> tuple[Array, Array]:
+def _loss_and_grad_jvp(call: Batch, primals: Any, tangents: Any) -> Any:
+    def derived(arrays: Arrays) -> tuple[Array, Array]:
         def total(logits: Array) -> tuple[Array, Array]:
-            loss = value(call.batch([logits, *arrays[1:]], differentiable=True)).loss
+            loss = _evaluate.value(together(call, arrays._replace(logits=logits))).loss
             return jnp.sum(loss), loss
 
-        grad, loss = jax.grad(total, has_aux=True)(arrays[0])
+        grad, loss = jax.grad(total, has_aux=True)(arrays.logits)
         return loss, grad
 
-    return _derived(derived, primals, tangents)
+    return _derived(derived, *primals, *tangents)
 
 
-def _derived(function: Any, primals: Any, tangents: Any) -> Any:
-    """The derivative along `tangents`, as JAX makes it of the array code."""
-    (arrays,), (directions,) = primals, tangents
-    return jax.jvp(function, (arrays,), (list(map(_instantiated, arrays, directions)),))
+def _derived(function: Any, arrays: Arrays, directions: Arrays) -> Any:
+    """A function's value and its derivative along `directions`, as JAX makes it of array code."""
+    return jax.jvp(function, (arrays,), (Arrays(*map(_instantiated, arrays, directions)),))
 
 
 def _instantiated(x: Array, direction: Any) -> Any:
@@ -134,10 +114,10 @@ def _instantiated(x: Array, direction: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _compiled_loss(call: _Call, arrays: list[Array]) -> Result:
+def _compiled_loss(call: Batch, arrays: Arrays) -> Result:
     return _loss(call, arrays)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _compiled_loss_and_grad(call: _Call, arrays: list[Array]) -> Result:
-    return value_and_grad(call.batch(arrays, differentiable=False))
+def _compiled_loss_and_grad(call: Batch, arrays: Arrays) -> Result:
+    return _evaluate.value_and_grad(_constant(call, arrays))

@@ -7,24 +7,28 @@ from typing import Any, cast
 import torch
 from torch.autograd import forward_ad
 
-from xent_array._batch import NO_ARRAYS, Arrays, Batch, arrays_of, with_arrays
-from xent_array._evaluate import Result, value, value_and_grad
+from xent_array import _evaluate
+from xent_array._batch import Arrays, Batch, apart, together
+from xent_array._evaluate import Result, value_and_grad
+
+__all__ = ["value", "value_and_grad"]
 
 
-def evaluate_torch(batch: Batch) -> Result:
+def value(batch: Batch) -> Result:
     """Evaluate the loss with a rule for the gradient by the logits, where that is all there is.
 
     Whatever else is differentiated, and whatever torch does but plain backward (compiling,
     tracing, forward mode, its function transforms), sees the array code of the loss.
     """
     plain = (
-        batch.memory != "opaque"
+        batch.differentiable
+        and batch.memory != "opaque"
         and not batch.return_stats
         and forward_ad._current_level < 0
         and batch.logits_alone
     )
     if not plain:
-        return value(batch)
+        return _evaluate.value(batch)
     loss = _Loss.apply(batch.logits, batch)  # type: ignore[no-untyped-call]
     return Result(loss, None, None)
 
@@ -46,18 +50,15 @@ class _Loss(torch.autograd.Function):
         if _small(batch):
             loss, grad, _ = value_and_grad(constant)
         else:
-            loss = value(constant).loss
-        ctx.batch = with_arrays(batch, NO_ARRAYS)
-        arrays = (*arrays_of(batch), grad)
-        ctx.save_for_backward(*(x if isinstance(x, torch.Tensor) else None for x in arrays))
-        ctx.numbers = [None if isinstance(x, torch.Tensor) else x for x in arrays]
+            loss = _evaluate.value(constant).loss
+        ctx.batch, arrays = apart(batch, torch.Tensor)
+        ctx.save_for_backward(*arrays, grad)
         return cast("torch.Tensor", loss)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[Any, ...]:
-        saved = zip(ctx.saved_tensors, ctx.numbers, strict=True)
-        *arrays, grad = (number if tensor is None else tensor for tensor, number in saved)
-        batch = with_arrays(ctx.batch, Arrays(*arrays))
+        *arrays, grad = ctx.saved_tensors
+        batch = together(ctx.batch, Arrays(*arrays))
         if torch.is_grad_enabled() or batch.backend.memory(grad_loss) == "opaque":
             return _derived(batch, grad_loss), None
         if grad is not None:
@@ -86,7 +87,7 @@ def _derived(batch: Batch, grad_loss: torch.Tensor) -> torch.Tensor:
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         alias = batch.logits.view_as(batch.logits)  # the hooks of the logits run once, outside
-        loss = value(batch._replace(logits=alias)).loss
+        loss = _evaluate.value(batch._replace(logits=alias)).loss
         (grad,) = torch.autograd.grad(loss, alias, grad_loss, create_graph=again)
     derived: torch.Tensor = grad
     return derived

@@ -104,15 +104,9 @@ def check(
     ----------
     xp
         The library's namespace, as its users import it.
-    asarray
-        ``asarray(values, dtype_name)`` makes an array of nested lists (of a number: 0-d). The
-        default is ``xp.asarray(values, dtype=getattr(xp, dtype_name))``.
-    to_list
-        ``to_list(x)`` makes nested lists of an array (a number where 0-d). The default is
-        ``x.tolist()``, or reads entry by entry where arrays have no such method.
-    call
-        ``call(function, *arrays, **options)`` makes every call of xent_array, by default plainly.
-        A compiler may be put here.
+    asarray, to_list, call
+        How arrays are made and read and calls are made, where the library has a way of its own;
+        see `Library`.
     dtypes
         Floating dtypes by name, of "float64", "float32", "float16" and "bfloat16". Cases of a
         dtype that the library lacks are skipped.
