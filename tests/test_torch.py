@@ -133,8 +133,8 @@ def test_backward_keeps_the_logits_and_nothing_of_their_size(reduction):
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         xent_array.cross_entropy(logits, tensor([1] * 64), label_smoothing=0.1, reduction=reduction)
-    assert [tuple(x.shape) for x in kept] == [(64, 1000), (64, 1)]
-    assert kept[0].data_ptr() == logits.data_ptr()
+    large = [x for x in kept if x.numel() > 64]
+    assert [x.data_ptr() for x in large] == [logits.data_ptr()]
 
 
 @pytest.mark.parametrize("changed", ["logits", "target", "weight"])
@@ -186,7 +186,7 @@ def test_traced_calls_see_the_array_code():
         traced = torch.jit.trace(
             lambda z: xent_array.cross_entropy(z, target), (logits,), check_trace=False
         )
-        assert torch.equal(traced(logits), xent_array.cross_entropy(logits, target))
+        torch.testing.assert_close(traced(logits), xent_array.cross_entropy(logits, target))
 
 
 def test_backward_twice():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from xent_array._arguments import Library
@@ -13,7 +14,7 @@ from xent_array._options import OnEmpty, Options, Reduction
 from xent_array._rows import class_axis, classes_last, row_factors, row_mask
 from xent_array._stats import Scalar
 from xent_array._target import check_target, class_weight
-from xent_array._wanted import ProbabilityTarget, Smoothing, Target
+from xent_array._wanted import IndexTarget, ProbabilityTarget, Smoothing, Target
 
 
 class Batch(NamedTuple):
@@ -42,6 +43,7 @@ class Batch(NamedTuple):
     out: Array | None  # where the gradient goes, of the shape of the caller's logits
     differentiable: bool  # the library itself will differentiate what is computed
     logits_alone: bool  # and that by nothing but the logits
+    kernels: ModuleType | None = None  # what reads the rows, once `laid_out`; None: array code
 
 
 def gather(
@@ -136,7 +138,7 @@ def apart(batch: Batch, kind: type) -> tuple[Batch, Arrays]:
 
     The batch keeps its numbers. It holds nothing of the caller's, and can be hashed.
     """
-    held = _arrays(batch)
+    held = arrays_of(batch)
     arrays = Arrays(*(x if isinstance(x, kind) else None for x in held))
     numbers = Arrays(*(None if isinstance(x, kind) else x for x in held))
     return _with_arrays(batch, numbers), arrays
@@ -144,11 +146,19 @@ def apart(batch: Batch, kind: type) -> tuple[Batch, Arrays]:
 
 def together(batch: Batch, arrays: Arrays) -> Batch:
     """Give a batch its arrays, or others; for None it keeps what it has."""
-    pairs = zip(arrays, _arrays(batch), strict=True)
+    pairs = zip(arrays, arrays_of(batch), strict=True)
     return _with_arrays(batch, Arrays(*(own if x is None else x for x, own in pairs)))
 
 
-def _arrays(batch: Batch) -> Arrays:
+def moved(batch: Batch, backend: Standard, arrays: Arrays) -> Batch:
+    """The same batch on the arrays of another library."""
+    batch = _with_arrays(batch._replace(backend=backend), arrays)
+    q = batch.target.q._replace(backend=backend)
+    return batch._replace(target=batch.target._replace(q=q))
+
+
+def arrays_of(batch: Batch) -> Arrays:
+    """Every array of a batch, and the numbers in the place of others."""
     q = batch.target.q
     return Arrays(
         batch.logits,
@@ -179,13 +189,22 @@ def _with_arrays(batch: Batch, arrays: Arrays) -> Batch:
 
 def laid_out(batch: Batch) -> Batch:
     """The same with logits and probabilities as rows: views with the class axis last."""
-    if batch.axis == batch.logits.ndim - 1:
-        return batch
     backend, axis, target = batch.backend, batch.axis, batch.target
-    if isinstance(target, ProbabilityTarget):
-        rows = classes_last(backend, target.probabilities, axis)
-        target = target._replace(probabilities=rows)
-    return batch._replace(logits=classes_last(backend, batch.logits, axis), target=target)
+    if axis != batch.logits.ndim - 1:
+        if isinstance(target, ProbabilityTarget):
+            rows = classes_last(backend, target.probabilities, axis)
+            target = target._replace(probabilities=rows)
+        batch = batch._replace(logits=classes_last(backend, batch.logits, axis), target=target)
+    kernels = kernels_for(batch)
+    return batch if kernels is None else batch._replace(kernels=kernels)
+
+
+def kernels_for(batch: Batch) -> ModuleType | None:
+    """What reads the rows of a batch: kernels know class indices, and a scale below the top."""
+    scale = batch.logit_scale
+    if batch.differentiable or batch.softcap is not None or type(scale) is not float or scale <= 0:
+        return None
+    return batch.backend.kernels(batch.logits) if isinstance(batch.target, IndexTarget) else None
 
 
 def _upstream(

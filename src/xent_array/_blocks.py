@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from types import EllipsisType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from xent_array._backends import Memory, Standard
 from xent_array._namespace import Array
+from xent_array._threads import for_each
 
 RowIndex = tuple[int | slice | EllipsisType, ...]
 
 #: Bytes of logits in one block, in the compute dtype, per kind of memory. A loss works on three or
 #: four arrays of that size, which should stay in cache; blocks much smaller lose to the cost of a
-#: call. "device" is a guess at a GPU's cache, to be measured on one.
-BLOCK_BYTES: dict[Memory, int] = {"host": 3 << 20, "device": 1 << 25}
+#: call. "device" is a guess at a GPU's cache, to be measured on one. A block that a kernel reads
+#: takes no memory: what counts is that there are blocks for every thread, and not so many that
+#: Python is what takes the time.
+BLOCK_BYTES: dict[Memory | Literal["kernel"], int] = {
+    "host": 3 << 20,
+    "device": 1 << 25,
+    "kernel": 4 << 20,
+}
+
+#: How many blocks of array code may be under way at once: each takes a few arrays of its size.
+ROOM = 8
 
 #: Bytes of a row beside its logits: of few classes, its indices, masks and sums weigh as much.
 ROW_BYTES = 64
@@ -51,11 +62,13 @@ class Assembly:
         self.backend = backend
         self.shape = shape
         self.columns: list[Any] = []
+        self._making = threading.Lock()
 
     def put(self, place: Any, parts: Sequence[Array | None]) -> None:
         """Write the results of a block at its place."""
-        if not self.columns:
-            self.columns = [None if part is None else self._empty(part) for part in parts]
+        with self._making:
+            if not self.columns:
+                self.columns = [None if part is None else self._empty(part) for part in parts]
         for column, part in zip(self.columns, parts, strict=True):
             if column is not None:
                 column[place] = part
@@ -78,20 +91,43 @@ class Plan(NamedTuple):
         return len(self.blocks) == len(self.slabs) == 1
 
 
-def plan(
-    memory: Memory, shape: tuple[int, ...], classes: int, itemsize: int, *, differentiable: bool
-) -> Plan:
-    """Cut rows of any `shape` into blocks, and their classes into slabs, that keep to the budget.
+def plan(shape: tuple[int, ...], classes: int, itemsize: int, budget: int | None) -> Plan:
+    """Cut rows of any `shape` into blocks, and their classes into slabs, of `budget` bytes.
+
+    Without a budget everything is one block.
+    """
+    row_bytes = classes * itemsize + ROW_BYTES
+    if budget is None or math.prod(shape) * row_bytes <= budget:
+        return Plan(math.prod(shape), [(...,)], [slice(0, classes)])
+    rows, width = max(1, budget // row_bytes), budget // itemsize
+    slabs = [slice(start, min(start + width, classes)) for start in range(0, classes, width)]
+    return Plan(rows, list(row_blocks(shape, rows)), slabs)
+
+
+def budget_of(memory: Memory, *, differentiable: bool) -> int | None:
+    """The bytes of a block of array code.
 
     Values that cannot be seen are not looped over, and a library that differentiates keeps every
     block it saw: there everything is one block.
     """
-    row_bytes = classes * itemsize + ROW_BYTES
-    if memory == "opaque" or differentiable or math.prod(shape) * row_bytes <= BLOCK_BYTES[memory]:
-        return Plan(math.prod(shape), [(...,)], [slice(0, classes)])
-    rows, width = max(1, BLOCK_BYTES[memory] // row_bytes), BLOCK_BYTES[memory] // itemsize
-    slabs = [slice(start, min(start + width, classes)) for start in range(0, classes, width)]
-    return Plan(rows, list(row_blocks(shape, rows)), slabs)
+    return None if memory == "opaque" or differentiable else BLOCK_BYTES[memory]
+
+
+def for_each_block(
+    backend: Standard,
+    work: Callable[[int, RowIndex], object],
+    blocks: Sequence[RowIndex],
+    *,
+    room: int = ROOM,
+) -> None:
+    """Do some work on every block, `room` telling how many may be under way at once."""
+
+    def quietly(item: tuple[int, RowIndex]) -> None:
+        with backend.quiet():  # which holds for one thread
+            work(*item)
+
+    threads = min(backend.threads(), len(blocks), room)
+    for_each(quietly, enumerate(blocks), threads)
 
 
 def slab_of(x: Array, classes: slice) -> Array:

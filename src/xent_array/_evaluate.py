@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from xent_array._batch import Batch, laid_out
-from xent_array._blocks import Assembly, Plan, RowIndex, keep_heap, plan
+from xent_array._blocks import (
+    BLOCK_BYTES,
+    Assembly,
+    Plan,
+    RowIndex,
+    budget_of,
+    for_each_block,
+    keep_heap,
+    plan,
+)
 from xent_array._gradient import Demand, gradient
 from xent_array._namespace import Array
 from xent_array._reduce import Counts, count_rows, divisor, mean
 from xent_array._rows import classes_back, classes_last
-from xent_array._rowwise import Stats, conclude, read, rows_of, weight_of
-from xent_array._wanted import TargetRows
+from xent_array._rowwise import Reading, Slab, Stats, conclude, read, rows_of, weight_of
+from xent_array._stats import FourNumbers, Glance, Scalar
+from xent_array._wanted import IndexRows, TargetRows
 
 
 class Result(NamedTuple):
@@ -30,13 +40,21 @@ class Outcome(NamedTuple):
     counts: Counts | None  # for the mean, where they are not known already
     grad: Array | None  # where it was not written yet
     stats: Sequence[Array]
+    seen: Sequence[Array | None] = ()  # what `value_to_differentiate` keeps of each row
+
+
+class Kept(NamedTuple):
+    """What a gradient needs of a loss that was evaluated before, beside its arguments."""
+
+    seen: Sequence[Array | None]  # top, rest and mass of each row; its target below the top
+    divisor: Scalar  # of the mean
 
 
 def value(batch: Batch) -> Result:
     """Evaluate the loss, and statistics where the options ask for them."""
     batch = laid_out(batch)
     with batch.backend.quiet():
-        outcome = _of_all(batch, _plan(batch), None)
+        outcome = _of_all(batch, _plan(batch), _Wish())
         return result_of(batch, outcome, outcome.counts, None)
 
 
@@ -46,58 +64,115 @@ def value_and_grad(batch: Batch) -> Result:
     One pass: a block's gradient is written while its exponentials are at hand. The divisor of the
     mean must be known by then, and is taken from the targets.
     """
-    backend, shape = batch.backend, tuple(batch.logits.shape)
+    caller, backend = batch, batch.backend
     batch = laid_out(batch._replace(differentiable=False))
     cut = _plan(batch)
     with backend.detached(), backend.quiet():
         counts = _counts(batch, cut) if batch.reduction == "mean" else None
         by = 1.0 if counts is None else divisor(batch, counts)
         out = batch.out
-        if out is None and not (cut.whole or backend.maps_rows):
-            device = backend.device(batch.logits)
-            out = backend.xp.empty(shape, dtype=batch.logits.dtype, device=device)
+        at_once = backend.maps_rows or (cut.whole and batch.kernels is None)
+        if out is None and not at_once:
+            out = _room_for_gradient(caller)
         into = None if out is None else classes_last(backend, out, batch.axis)
-        outcome = _of_all(batch, cut, Demand(into, by))
+        outcome = _of_all(batch, cut, _Wish(Demand(into, by)))
         if out is None:
             out = classes_back(backend, outcome.grad, batch.axis)
         return result_of(batch, outcome, counts, out)
 
 
+def value_to_differentiate(batch: Batch) -> tuple[Result, Kept]:
+    """Evaluate the loss, and keep of each row what `grad_of_kept` needs."""
+    batch = laid_out(batch._replace(differentiable=False))
+    with batch.backend.detached(), batch.backend.quiet():
+        outcome = _of_all(batch, _plan(batch), _Wish(keep=True))
+        counts = outcome.counts
+        by = 1.0 if counts is None else divisor(batch, counts)
+        return result_of(batch, outcome, counts, None), Kept(outcome.seen, by)
+
+
+def grad_of_kept(batch: Batch, kept: Kept) -> Array:
+    """The derivatives by the logits of a loss that was evaluated before."""
+    caller, backend = batch, batch.backend
+    batch = laid_out(batch._replace(differentiable=False))
+    cut = _plan(batch)
+    out = _room_for_gradient(caller) if batch.out is None else batch.out
+    demand = Demand(classes_last(backend, out, batch.axis), kept.divisor)
+
+    def work(_: int, block: RowIndex) -> None:
+        reading = _reread(batch, block, kept)
+        gradient(batch, block, cut.slabs, reading, demand)
+
+    with backend.detached(), backend.quiet():
+        _for_each(batch, work, cut)
+    return out
+
+
+def _reread(batch: Batch, block: RowIndex, kept: Kept) -> Reading:
+    """A block as it was read when the loss was evaluated."""
+    top, rest, mass, picked = (None if x is None else x[block] for x in kept.seen)
+    numbers = FourNumbers(top, rest, mass, 0.0)  # no gradient needs dot
+    glance = None if picked is None else Glance(top, rest, picked)
+    return Reading(rows_of(batch, block), Slab(numbers, None, None), glance)
+
+
+def _room_for_gradient(batch: Batch) -> Array:
+    return batch.backend.room(batch.logits.shape, batch.logits)
+
+
+class _Wish(NamedTuple):
+    """What is wanted beside the loss."""
+
+    gradient: Demand | None = None
+    keep: bool = False  # what a gradient needs later
+
+
 def _plan(batch: Batch) -> Plan:
-    cut = plan(
-        batch.memory,
-        batch.shape,
-        batch.classes,
-        batch.backend.itemsize(batch.compute_dtype),
-        differentiable=batch.differentiable,
-    )
-    if batch.backend.maps_rows:  # whole rows: a compiler has no memory of ours to write slabs to
+    budget = budget_of(batch.memory, differentiable=batch.differentiable)
+    if batch.kernels is not None:
+        budget = BLOCK_BYTES["kernel"]
+    itemsize = batch.backend.itemsize(batch.compute_dtype)
+    cut = plan(batch.shape, batch.classes, itemsize, budget)
+    if batch.backend.maps_rows or batch.kernels is not None:
+        # Whole rows: a compiler has no memory of ours to write slabs to, a kernel needs none.
         cut = cut._replace(slabs=[slice(0, batch.classes)])
     return cut
 
 
-def _of_all(batch: Batch, cut: Plan, demand: Demand | None) -> Outcome:
+def _for_each(batch: Batch, work: Callable[[int, RowIndex], None], cut: Plan) -> None:
+    """Do some work on every block; kernels take no memory, so threads need not share it."""
+    if batch.kernels is None:
+        keep_heap(batch.backend, batch.logits)
+        for_each_block(batch.backend, work, cut.blocks)
+    else:
+        for_each_block(batch.backend, work, cut.blocks, room=len(cut.blocks))
+
+
+def _of_all(batch: Batch, cut: Plan, wish: _Wish) -> Outcome:
     """Evaluate block by block, and put together what remains of each."""
     blocks, slabs = cut.blocks, cut.slabs
     if len(blocks) == 1:
-        return _of_block(batch, blocks[0], slabs, demand)
+        return _of_block(batch, blocks[0], slabs, wish)
     if batch.backend.maps_rows:
-        return _mapped(batch, cut, demand)
+        return _mapped(batch, cut, wish)
     backend, per_row = batch.backend, batch.reduction == "none"
     rows, parts = Assembly(backend, (*batch.shape, 1)), Assembly(backend, (len(blocks),))
-    keep_heap(backend, batch.logits)
-    for place, block in enumerate(blocks):
-        loss, counts, _, stats = _of_block(batch, block, slabs, demand)
-        rows.put(block, (loss, *stats) if per_row else stats)
+
+    def work(place: int, block: RowIndex) -> None:
+        loss, counts, _, stats, seen = _of_block(batch, block, slabs, wish)
+        rows.put(block, (*([loss] if per_row else []), *stats, *seen))
         parts.put(place, () if per_row else (loss, *(counts or ())))
-    if per_row:
-        loss, *stats = rows.columns
-        return Outcome(loss, None, None, stats)
-    loss, *columns = _totals(batch, parts)
-    return Outcome(loss, Counts(*columns) if columns else None, None, rows.columns)
+
+    _for_each(batch, work, cut)
+    columns = rows.columns[1:] if per_row else rows.columns
+    count = len(Stats._fields) if batch.return_stats else 0
+    stats, seen = columns[:count], columns[count:]
+    totals = _totals(batch, parts)
+    counts = Counts(*totals[1:]) if totals[1:] else None
+    return Outcome(rows.columns[0] if per_row else totals[0], counts, None, stats, seen)
 
 
-def _mapped(batch: Batch, cut: Plan, demand: Demand | None) -> Outcome:
+def _mapped(batch: Batch, cut: Plan, wish: _Wish) -> Outcome:
     """The same by a loop of the library's own, for which rows lie along one axis."""
     backend, shape, per_row = batch.backend, batch.shape, batch.reduction == "none"
     columns = (
@@ -120,27 +195,39 @@ def _mapped(batch: Batch, cut: Plan, demand: Demand | None) -> Outcome:
             sample_weight=sample_weight,
             grad_output=grad_output,
         )
-        return _of_block(rows, (...,), cut.slabs, demand)
+        return _of_block(rows, (...,), cut.slabs, wish)
 
     def shaped(x: Array | None) -> Array | None:
         return None if x is None else backend.xp.reshape(x, (*shape, x.shape[-1]))
 
-    loss, _, grad, stats = backend.map_rows(of_rows, flat, cut.rows)
-    counts = _counts(batch, cut) if batch.reduction == "mean" and demand is None else None
+    loss, _, grad, stats, _ = backend.map_rows(of_rows, flat, cut.rows)
+    counts = None
+    if batch.reduction == "mean" and wish.gradient is None:
+        counts = _counts(batch, cut)
     loss = shaped(loss) if per_row else backend.total(loss)
     return Outcome(loss, counts, shaped(grad), [shaped(x) for x in stats])
 
 
-def _of_block(batch: Batch, block: RowIndex, slabs: list[slice], demand: Demand | None) -> Outcome:
-    result = conclude(batch, block, read(batch, block, slabs))
-    reading, loss, _, stats = result
-    grad = None if demand is None else gradient(batch, block, slabs, result, demand)
+def _of_block(batch: Batch, block: RowIndex, slabs: list[slice], wish: _Wish) -> Outcome:
+    reading, loss, stats = conclude(batch, block, read(batch, block, slabs))
+    grad = counts = None
+    if wish.gradient is not None:
+        grad = gradient(batch, block, slabs, reading, wish.gradient)
+    seen = _what_gradients_need(batch, reading) if wish.keep else ()
     if batch.reduction == "none":
-        return Outcome(loss, None, grad, stats)
-    counts = None
-    if batch.reduction == "mean" and demand is None:
+        return Outcome(loss, None, grad, stats, seen)
+    if batch.reduction == "mean" and wish.gradient is None:
         counts = _counts_of_block(batch, block, reading.rows)
-    return Outcome(batch.backend.total(loss), counts, grad, stats)
+    return Outcome(batch.backend.total(loss), counts, grad, stats, seen)
+
+
+def _what_gradients_need(batch: Batch, reading: Reading) -> list[Array | None]:
+    """Of each row: top, rest and mass, and of whole rows its target below the top."""
+    top, rest, mass, _ = reading.slab.numbers
+    rows, picked = reading.rows, None
+    if reading.seen is not None and isinstance(rows, IndexRows):
+        picked = reading.seen.shifted_at(batch.backend, rows.index)
+    return [top, rest, mass + batch.backend.xp.zeros_like(rest), picked]
 
 
 def _counts(batch: Batch, cut: Plan) -> Counts:

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from xent_array._batch import Batch
 from xent_array._blocks import RowIndex, slab_of
 from xent_array._namespace import Array
-from xent_array._rowwise import Reading, RowResult, counted, factor_of, scale_below_top, transformed
-from xent_array._stats import Scalar, Spread, times
-from xent_array._wanted import Pull
+from xent_array._rowwise import Reading, counted, factor_of, lse_of, scale_below_top, transformed
+from xent_array._stats import Glance, Scalar, Spread, times
+from xent_array._wanted import IndexRows, Pull
 
 
 class Demand(NamedTuple):
@@ -29,32 +29,57 @@ class Demand(NamedTuple):
 
 
 def gradient(
-    batch: Batch, block: RowIndex, slabs: list[slice], result: RowResult, demand: Demand
+    batch: Batch, block: RowIndex, slabs: list[slice], reading: Reading, demand: Demand
 ) -> Array | None:
     """Derivatives by the logits of a block, written where they go or returned."""
-    reading, lse = result.reading, result.lse
     row = reading.slab.numbers
     pull = Pull(
         rest=row.rest,
         mass=row.mass,
-        excess=0.0 if lse is None else 2.0 * batch.z_loss * lse,
+        excess=2.0 * batch.z_loss * lse_of(batch, reading) if batch.z_loss else 0.0,
         factor=_factor(batch, block, reading, demand.divisor),
     )
     if demand.into is None:
         (classes,) = slabs
         return _of_slab(batch, block, classes, reading, pull)
+    into = demand.into[block]
+    if batch.kernels is not None:
+        _write_by_kernel(batch, batch.logits[block], reading, pull, into)
+        return None
     for classes in slabs:
-        into = demand.into[block]
         slab_of(into, classes)[...] = _of_slab(batch, block, classes, reading, pull)
     return None
 
 
+def _write_by_kernel(batch: Batch, z: Array, reading: Reading, pull: Pull, into: Array) -> None:
+    backend, rows, seen = batch.backend, reading.rows, reading.seen
+    assert isinstance(rows, IndexRows)
+    assert batch.kernels is not None
+    top = reading.slab.numbers.top
+    if seen is None:
+        picked = backend.cast(backend.gather(z, rows.index), batch.compute_dtype) - top
+        seen = Glance(top, pull.rest, times(batch.logit_scale, picked))
+    slope = rows.slope(seen, pull, slice(0, batch.classes))
+    batch.kernels.row_grad(
+        z,
+        into,
+        batch.logit_scale,
+        top=top,
+        pull=slope.pull,
+        even=slope.even,
+        weight=rows.q.weight,
+        index=slope.index,
+        chosen=slope.chosen,
+        kept=rows.kept,
+    )
+
+
 def _of_slab(batch: Batch, block: RowIndex, classes: slice, reading: Reading, pull: Pull) -> Array:
     backend, softcap = batch.backend, batch.softcap
-    xp, seen, z = backend.xp, reading.spread, None
-    if seen is None or softcap is not None:
+    xp, seen, z = backend.xp, reading.seen, None
+    if not isinstance(seen, Spread) or softcap is not None:
         z = backend.cast(slab_of(batch.logits[block], classes), batch.compute_dtype)
-    if seen is None:
+    if not isinstance(seen, Spread):
         row = reading.slab.numbers
         shifted = times(scale_below_top(batch), transformed(batch, z) - row.top)
         seen = Spread(row.top, row.rest, shifted, xp.exp(shifted))

@@ -11,6 +11,7 @@ from xent_array._blocks import RowIndex, slab_of
 from xent_array._namespace import Array
 from xent_array._stats import (
     FourNumbers,
+    Glance,
     Scalar,
     Spread,
     finish,
@@ -52,7 +53,7 @@ class Reading(NamedTuple):
 
     rows: TargetRows
     slab: Slab  # of whole rows
-    spread: Spread | None  # of whole rows; None where read in several slabs
+    seen: Spread | Glance | None  # of whole rows; None where read in slabs, or long ago
 
 
 class RowResult(NamedTuple):
@@ -60,7 +61,6 @@ class RowResult(NamedTuple):
 
     reading: Reading
     loss: Array  # 0 in rows that do not count
-    lse: Array | None  # 0 in rows that do not count; None where nothing asks for it
     stats: Sequence[Array]  # `Stats`, or nothing where not asked for
 
 
@@ -75,8 +75,10 @@ def read(batch: Batch, block: RowIndex, slabs: list[slice]) -> Reading:
 
 def read_slab(
     batch: Batch, block: RowIndex, rows: TargetRows, classes: slice, *, slab: bool
-) -> tuple[Slab, Spread]:
+) -> tuple[Slab, Spread | Glance]:
     """Read a `slab` of the classes of a block, or all of them."""
+    if batch.kernels is not None and isinstance(rows, IndexRows):
+        return _read_by_kernel(batch, batch.logits[block], rows, classes)
     backend, xp = batch.backend, batch.backend.xp
     given = backend.cast(slab_of(batch.logits[block], classes), batch.compute_dtype)
     # The gradient of a row that does not count is 0 only if nothing in it is NaN.
@@ -94,6 +96,24 @@ def read_slab(
         p = slab_of(rows.probabilities, classes)
         label = Greatest(backend.row_max(p), backend.row_argmax(p) + classes.start)
     return Slab(numbers, prediction, label), seen
+
+
+def _read_by_kernel(
+    batch: Batch, z: Array, rows: IndexRows, classes: slice
+) -> tuple[Slab, Glance]:
+    """Read whole rows by a kernel."""
+    assert batch.kernels is not None
+    weight = None
+    if rows.q.is_smooth:
+        weight = rows.q.weight
+        if weight is None:
+            weight = batch.backend.xp.ones((z.shape[-1],), dtype=batch.compute_dtype)
+    top, rest, picked, fall, place = batch.kernels.row_stats(
+        z, rows.index, weight, batch.logit_scale, batch.compute_dtype, place=batch.return_stats
+    )
+    seen = Glance(top, rest, picked, fall)
+    numbers = FourNumbers(top, rest, *rows.weigh(seen, classes))
+    return Slab(numbers, None if place is None else Greatest(top, place), None), seen
 
 
 def merge_slabs(batch: Batch, a: Slab, b: Slab) -> Slab:
@@ -120,11 +140,10 @@ def _greater(xp: Any, a: Greatest | None, b: Greatest | None) -> Greatest | None
 
 def conclude(batch: Batch, block: RowIndex, reading: Reading) -> RowResult:
     """Loss, and statistics where asked for, of a block of rows that was read."""
-    xp, rows, slab, lse = batch.backend.xp, reading.rows, reading.slab, None
-    loss = finish(xp, slab.numbers)
+    xp, rows, slab = batch.backend.xp, reading.rows, reading.slab
+    loss, lse = finish(xp, slab.numbers), None
     if batch.z_loss or batch.return_stats:
-        row = slab.numbers
-        lse = counted(xp, rows, logsumexp(xp, row.top, row.rest, scale_below_top(batch)))
+        lse = lse_of(batch, reading)
         loss = loss + batch.z_loss * (lse * lse) if batch.z_loss else loss
     stats: Sequence[Array] = ()
     if slab.prediction is not None:
@@ -134,7 +153,14 @@ def conclude(batch: Batch, block: RowIndex, reading: Reading) -> RowResult:
         loss = loss * counted(xp, rows, factor_of(batch, batch.sample_weight, block))
     if rows.bad is not None:  # by a product, so that the gradient is NaN under autodiff too
         loss = loss * xp.where(rows.bad, xp.nan, xp.ones_like(loss))
-    return RowResult(reading, counted(xp, rows, loss), lse, stats)
+    return RowResult(reading, counted(xp, rows, loss), stats)
+
+
+def lse_of(batch: Batch, reading: Reading) -> Array:
+    """Each row's logsumexp; 0 in rows that do not count."""
+    xp, row = batch.backend.xp, reading.slab.numbers
+    lse = logsumexp(xp, row.top, row.rest, scale_below_top(batch))
+    return counted(xp, reading.rows, lse)
 
 
 def rows_of(batch: Batch, block: RowIndex) -> TargetRows:

@@ -7,7 +7,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 from xent_array._arguments import Library
-from xent_array._blocks import Assembly, Plan, RowIndex, keep_heap, plan
+from xent_array._blocks import (
+    Assembly,
+    Plan,
+    RowIndex,
+    budget_of,
+    for_each_block,
+    keep_heap,
+    plan,
+)
 from xent_array._namespace import Array
 from xent_array._options import check_integer
 from xent_array._rows import class_axis, classes_back, classes_last
@@ -143,8 +151,7 @@ def logsumexp(x: ArrayT, axis: int = -1) -> ArrayT:
         else:
             rows = Assembly(backend, (*z.shape[:-1], 1))
             keep_heap(backend, z)
-            for block in blocks:
-                rows.put(block, [of_block(block)])
+            for_each_block(backend, lambda _, block: rows.put(block, [of_block(block)]), blocks)
             (lse,) = rows.columns
     result: ArrayT = backend.finalize(lse[..., 0], z.dtype)
     return result
@@ -171,13 +178,14 @@ def _along_classes(x: ArrayT, axis: int, formula: Callable[[Any, Spread], Array]
         if len(blocks) == 1:
             whole_array: ArrayT = classes_back(backend, of_block(blocks[0]), axis)
             return whole_array
-        out: ArrayT = backend.xp.empty(
-            tuple(library.leader.shape), dtype=z.dtype, device=library.device
-        )
+        out: ArrayT = backend.room(library.leader.shape, library.leader)
         out_rows = classes_last(backend, out, axis)
         keep_heap(backend, z)
-        for block in blocks:
+
+        def write(_: int, block: RowIndex) -> None:
             out_rows[block] = of_block(block)
+
+        for_each_block(backend, write, blocks)
     return out
 
 
@@ -191,4 +199,5 @@ def _open(x: Array, axis: int) -> tuple[Library, Array, int]:
 def _plan(library: Library, z: Array, *, differentiable: bool) -> Plan:
     backend, shape = library.backend, tuple(z.shape)
     itemsize = backend.itemsize(backend.compute_dtype(z.dtype))
-    return plan(library.memory, shape[:-1], shape[-1], itemsize, differentiable=differentiable)
+    budget = budget_of(library.memory, differentiable=differentiable)
+    return plan(shape[:-1], shape[-1], itemsize, budget)

@@ -55,6 +55,29 @@ class Spread(NamedTuple):
             return backend.gather(self.exps, index)
         return backend.xp.exp(self.shifted_at(backend, index))
 
+    def weighted_sum(self, backend: Standard, share: Scalar, weight: Array | None) -> Array:
+        """The sum of share·weight·shifted over the classes."""
+        q = share if weight is None else share * weight
+        return backend.row_sum(weighted(backend.xp, q, self.shifted))
+
+
+class Glance(NamedTuple):
+    """What a kernel tells of whole rows: below their top only the entry at an index given to it."""
+
+    top: Array
+    rest: Array
+    picked: Array  # scale·(z - top) at the index
+    fall: Array | None = None  # the sum of weight·scale·(z - top), where it was asked for
+
+    def shifted_at(self, _backend: Standard, _index: Array) -> Array:
+        return self.picked
+
+    def exp_at(self, backend: Standard, _index: Array) -> Array:
+        return backend.xp.exp(self.picked)
+
+    def weighted_sum(self, backend: Standard, share: Scalar, _weight: Array | None) -> Array:
+        return weighted(backend.xp, share, self.fall)
+
 
 class FourNumbers(NamedTuple):
     """A slab of classes, or a whole row, as far as the loss is concerned."""

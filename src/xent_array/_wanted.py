@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from xent_array._backends import Standard
 from xent_array._blocks import RowIndex, slab_of
 from xent_array._namespace import Array
-from xent_array._stats import Scalar, Spread, times, weighted
+from xent_array._stats import Glance, Scalar, Spread, times, weighted
 
 
 class Smoothing(NamedTuple):
@@ -29,15 +29,15 @@ class Smoothing(NamedTuple):
     def is_smooth(self) -> bool:
         return not (isinstance(self.smoothing, float) and self.smoothing == 0.0)
 
-    def even_share(self, classes: slice) -> Scalar:
-        """e/C·w over a slab: what smoothing gives to every class."""
-        share = self.smoothing / self.classes
-        return share if self.weight is None else share * self.weight[classes]
+    def weight_of(self, classes: slice) -> Array | None:
+        return None if self.weight is None else self.weight[classes]
 
     def even_mass(self, classes: slice) -> Scalar:
-        if self.weight is None:
-            return self.even_share(classes) * float(classes.stop - classes.start)
-        return self.backend.row_sum(self.even_share(classes))
+        """What smoothing gives to the classes of a slab together."""
+        share, weight = self.smoothing / self.classes, self.weight_of(classes)
+        if weight is None:
+            return share * float(classes.stop - classes.start)
+        return self.backend.row_sum(share * weight)
 
 
 class Pull(NamedTuple):
@@ -47,6 +47,16 @@ class Pull(NamedTuple):
     mass: Scalar
     excess: Scalar  # of A over the mass: the pull of z-loss, 2·z_loss·lse
     factor: Scalar  # of the row in the result
+
+
+class Slope(NamedTuple):
+    """A slab's derivatives: exps·pull - even·weight, and another number at the index."""
+
+    pull: Array
+    even: Scalar | None  # None: no smoothing
+    index: Array
+    inside: Array | None  # which rows have their index in the slab; None: all
+    chosen: Array
 
 
 class IndexTarget(NamedTuple):
@@ -87,23 +97,23 @@ class IndexRows(NamedTuple):
     kept: Array | None
     bad: Array | None
 
-    def weigh(self, slab: Spread, classes: slice) -> tuple[Scalar, Array]:
+    def weigh(self, slab: Spread | Glance, classes: slice) -> tuple[Scalar, Array]:
         """Mass and dot of a slab of logits below their top."""
-        backend, q, shifted = self.q.backend, self.q, slab.shifted
+        backend, q = self.q.backend, self.q
         xp = backend.xp
         share = self._share()
-        index, inside = self._local(shifted, classes)
+        index, inside = self._local(classes)
         picked = slab.shifted_at(backend, index)
         if inside is not None:
             picked = xp.where(inside, picked, 0.0)
-            share = share * xp.astype(inside, shifted.dtype)
+            share = share * xp.astype(inside, picked.dtype)
         dot = weighted(xp, share, picked)
         if not q.is_smooth:
             return share, dot
-        even = weighted(xp, q.even_share(classes), shifted)
-        return share + q.even_mass(classes), dot + backend.row_sum(even)
+        even = slab.weighted_sum(backend, q.smoothing / q.classes, q.weight_of(classes))
+        return share + q.even_mass(classes), dot + even
 
-    def gradient(self, slab: Spread, row: Pull, classes: slice) -> Array:
+    def slope(self, slab: Spread | Glance, row: Pull, classes: slice) -> Slope:
         r"""Derivatives of `row.factor` times the loss by a slab of logits below their top.
 
         A·p_j - q_j with p_j = exps_j/(1 + rest), A = mass + excess and q_j = c_j + b·[j = target],
@@ -113,40 +123,47 @@ class IndexRows(NamedTuple):
             A·p_t - q_t = ((A - q_t) - q_t·rest)/(1 + rest).
         """
         backend, q = self.q.backend, self.q
-        xp = backend.xp
         own = self._share()
         inverse = 1.0 / (1.0 + row.rest)  # rounded once for all classes, so that they sum to 0
         pull = (row.mass + row.excess) * inverse
-        grad = slab.exps * (pull * row.factor)
-        even, whole = 0.0, slice(0, q.classes)
-        excess = row.excess
+        even, excess, whole = None, row.excess, slice(0, q.classes)
+        wanted = own
         if q.is_smooth:
-            share = q.even_share(classes)
-            grad = grad - share * row.factor
-            even = q.even_share(whole)
-            if q.weight is not None:
-                even = backend.take(even, self.index)
-            excess = excess + (q.even_mass(whole) - even)
-        wanted = own + even
-        index, inside = self._local(grad, classes)
+            even = q.smoothing / q.classes
+            mine = even if q.weight is None else even * backend.take(q.weight, self.index)
+            excess = excess + (q.even_mass(whole) - mine)
+            wanted, even = own + mine, even * row.factor
+        index, inside = self._local(classes)
         picked = slab.exp_at(backend, index)
         apart = (excess - wanted * row.rest) * inverse
-        target = xp.where(_leads(picked, row.rest), apart, picked * pull - wanted) * row.factor
-        if inside is None:
-            return backend.put(grad, self.index, target)
-        return xp.where(backend.class_range(grad) == self.index - classes.start, target, grad)
+        chosen = backend.xp.where(_leads(picked, row.rest), apart, picked * pull - wanted)
+        return Slope(pull * row.factor, even, index, inside, chosen * row.factor)
+
+    def gradient(self, slab: Spread, row: Pull, classes: slice) -> Array:
+        """The derivatives of `slope`, as an array."""
+        backend, q = self.q.backend, self.q
+        slope = self.slope(slab, row, classes)
+        grad = slab.exps * slope.pull
+        if slope.even is not None:
+            weight = q.weight_of(classes)
+            grad = grad - (slope.even if weight is None else slope.even * weight)
+        if slope.inside is None:
+            return backend.put(grad, slope.index, slope.chosen)
+        here = backend.class_range(grad) == self.index - classes.start
+        return backend.xp.where(here, slope.chosen, grad)
 
     def _share(self) -> Scalar:
         """What smoothing leaves to the target's own class, times its weight."""
         weight, share = self.row_weight(), 1.0 - self.q.smoothing
         return share if weight is None else times(share, weight)
 
-    def _local(self, x: Array, classes: slice) -> tuple[Array, Array | None]:
+    def _local(self, classes: slice) -> tuple[Array, Array | None]:
         """The target's place in a slab, and in which rows it has one (None: in all)."""
-        if x.shape[-1] == self.q.classes:
+        width = classes.stop - classes.start
+        if width == self.q.classes:
             return self.index, None
         local = self.index - classes.start
-        inside = (local >= 0) & (local < x.shape[-1])
+        inside = (local >= 0) & (local < width)
         return self.q.backend.xp.where(inside, local, 0), inside
 
     def row_weight(self) -> Array | None:

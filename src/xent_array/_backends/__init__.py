@@ -10,7 +10,8 @@ from xent_array._namespace import namespace_of
 
 __all__ = ["Memory", "Standard", "backend_of", "dtype_name"]
 
-_by_type: dict[type, Standard] = {}
+#: By the type's name, for torch.compile guards what it reads, and knows no types of NumPy's as keys.
+_by_type: dict[str, tuple[type, Standard]] = {}
 _by_library: dict[str, Standard] = {}
 
 
@@ -19,10 +20,11 @@ def backend_of(name: str, x: object) -> Standard:
 
     There is one for each library, by whose identity the arrays of two libraries are told apart.
     """
-    backend = _by_type.get(type(x))
-    if backend is None:
-        backend = _by_type[type(x)] = _find(name, x)
-    return backend
+    kind = f"{type(x).__module__}.{type(x).__qualname__}"
+    seen = _by_type.get(kind)
+    if seen is None or seen[0] is not type(x):
+        seen = _by_type[kind] = type(x), _find(name, x)
+    return seen[1]
 
 
 def _find(name: str, x: object) -> Standard:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Literal
 
 from xent_array._namespace import Array
@@ -64,6 +65,14 @@ class Standard:
     def branches(self, x: Array) -> bool:
         """Whether Python may look at values in passing: host memory, data-dependent indexing."""
         return False
+
+    def kernels(self, x: Array) -> ModuleType | None:
+        """What reads rows of `x` in the place of array code, if anything does."""
+        return None
+
+    def threads(self) -> int:
+        """How many threads may take blocks: one, where the library has threads of its own."""
+        return 1
 
     def unwritable(self, x: Array) -> str | None:
         """Why `x` cannot be written to, or None if it can."""
@@ -205,6 +214,10 @@ class Standard:
     def take(self, x: Array, index: Array) -> Array:
         """Entries of the vector `x` at an `index` of any shape."""
         return self.xp.reshape(self.xp.take(x, self.xp.reshape(index, (-1,))), index.shape)
+
+    def room(self, shape: tuple[int, ...], like: Array) -> Array:
+        """Memory for a large result, of the dtype and on the device of another array."""
+        return self.xp.empty(tuple(shape), dtype=like.dtype, device=self.device(like))
 
     def finalize(self, x: Array, dtype: Any) -> Array:
         """Hand a result to the caller: an array, never a scalar, of `dtype`."""

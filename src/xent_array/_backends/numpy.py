@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from xent_array import _kernels, _threads
 from xent_array._backends._numpy_dtypes import NumpyDtypes
 from xent_array._backends._standard import Memory
 from xent_array._namespace import Array
@@ -33,6 +35,13 @@ class Backend(NumpyDtypes):
 
     def memory(self, x: Array) -> Memory:
         return "host"
+
+    def kernels(self, x: Array) -> ModuleType | None:
+        kernels = _kernels.for_host()
+        return kernels if kernels is not None and kernels.serves(x) else None
+
+    def threads(self) -> int:
+        return _threads.available()
 
     def unwritable(self, x: Array) -> str | None:
         if not x.flags.writeable:

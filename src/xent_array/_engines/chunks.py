@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from xent_array._backends import backend_of
-from xent_array._batch import Arrays, Batch, together
-from xent_array._blocks import Assembly, RowIndex, keep_heap, plan
+from xent_array._batch import Arrays, Batch, kernels_for, together
+from xent_array._blocks import Assembly, RowIndex, budget_of, keep_heap, plan
 from xent_array._gradient import Demand, gradient
 from xent_array._namespace import Array
 from xent_array._rowwise import (
@@ -63,7 +63,7 @@ def _chunk(template: Batch, logits: Array, rows: Rows, whole: dict[str, Any]) ->
         shape=shape,
         target=template.target._replace(q=q),
     )
-    return together(
+    batch = together(
         here,
         Arrays(
             logits,
@@ -77,12 +77,15 @@ def _chunk(template: Batch, logits: Array, rows: Rows, whole: dict[str, Any]) ->
             grad_output,
         ),
     )
+    if logits.shape[-1] < batch.classes:
+        return batch  # kernels read whole rows
+    return batch._replace(kernels=kernels_for(batch))
 
 
 def _blocks_of(batch: Batch) -> list[RowIndex]:
     width, itemsize = batch.logits.shape[-1], batch.backend.itemsize(batch.compute_dtype)
     keep_heap(batch.backend, batch.logits)
-    return plan(batch.memory, batch.shape, width, itemsize, differentiable=False).blocks
+    return plan(batch.shape, width, itemsize, budget_of(batch.memory, differentiable=False)).blocks
 
 
 def _slice_of(classes: Array) -> slice:
@@ -146,9 +149,9 @@ def conclude_chunk(slab: Slab, *rows: Array | None, template: Batch, **whole: An
         weight = weight_of(batch, block, here)
     kept = xp.ones_like(top, dtype=xp.bool) if here.kept is None else here.kept
     weight = xp.ones_like(top) if weight is None else weight
-    _, prediction, correct = result.stats or (None, None, None)
+    lse, prediction, correct = result.stats or (None, None, None)
     weight = xp.where(kept, weight, 0.0)
-    return Concluded(result.loss, result.lse, prediction, correct, weight, kept)
+    return Concluded(result.loss, lse, prediction, correct, weight, kept)
 
 
 def grad_chunk(
@@ -166,6 +169,6 @@ def grad_chunk(
     with batch.backend.quiet():
         for block in _blocks_of(batch):
             part = _slab(None if x is None else x[block] for x in numbers)
-            result = conclude(batch, block, Reading(rows_of(batch, block), part, None))
-            gradient(batch, block, [_slice_of(classes)], result, Demand(grad, divisor))
+            reading = Reading(rows_of(batch, block), part, None)
+            gradient(batch, block, [_slice_of(classes)], reading, Demand(grad, divisor))
     return grad

@@ -1,31 +1,39 @@
-"""torch: of all the loss computes, its backward needs nothing but the arguments."""
+"""torch: NumPy's evaluation of what lies in host memory, and a rule for plain backward.
+
+What torch holds on the CPU is memory that NumPy sees as well, without a copy: there its blocks are
+shared by threads, and kernels read them where there are any. Everywhere else, and in every mode of
+torch's but plain calls and plain backward, torch runs the array code of the loss.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from typing import Any, cast
 
 import torch
 from torch.autograd import forward_ad
 
 from xent_array import _evaluate
-from xent_array._batch import Arrays, Batch, apart, together
-from xent_array._evaluate import Result, value_and_grad
+from xent_array._backends import backend_of
+from xent_array._batch import Arrays, Batch, apart, arrays_of, kernels_for, moved, together
+from xent_array._evaluate import Kept, Result
+from xent_array._namespace import Array
+from xent_array._rowwise import Stats
 
-__all__ = ["value", "value_and_grad"]
+#: Bytes of logits below which a call's own cost is more than that of its arithmetic.
+_SMALL = 1 << 17
 
 
 def value(batch: Batch) -> Result:
-    """Evaluate the loss with a rule for the gradient by the logits, where that is all there is.
-
-    Whatever else is differentiated, and whatever torch does but plain backward (compiling,
-    tracing, forward mode, its function transforms), sees the array code of the loss.
-    """
+    """Evaluate the loss with a rule for the gradient by the logits, where that is all there is."""
+    if not batch.differentiable:
+        return _constant_value(batch)
     plain = (
-        batch.differentiable
-        and batch.memory != "opaque"
+        batch.memory != "opaque"
+        and batch.logits_alone
         and not batch.return_stats
         and forward_ad._current_level < 0
-        and batch.logits_alone
     )
     if not plain:
         return _evaluate.value(batch)
@@ -33,12 +41,28 @@ def value(batch: Batch) -> Result:
     return Result(loss, None, None)
 
 
+def value_and_grad(batch: Batch) -> Result:
+    """Evaluate the loss and its derivatives by the logits, constants to torch."""
+    host = _in_numpy(batch)
+    if host is None:
+        return _evaluate.value_and_grad(batch)
+    out = _room(batch) if batch.out is None else batch.out
+    result = _evaluate.value_and_grad(host._replace(out=_view(out)))
+    return _in_torch(batch, result)._replace(grad_logits=out)
+
+
+def _constant_value(batch: Batch) -> Result:
+    host = _in_numpy(batch)
+    return _evaluate.value(batch) if host is None else _in_torch(batch, _evaluate.value(host))
+
+
 class _Loss(torch.autograd.Function):
     """The loss of a batch, whose tensors are all handed to torch to be kept for backward.
 
     So torch frees them after it, sees when one is changed in place before, and may keep them where
-    its hooks say. Where a call is so small that its own cost is what counts, the gradient is
-    computed with the loss, and kept as well.
+    its hooks say. With them it keeps a few numbers of each row, from which the gradient is made.
+    Where a call is so small that its own cost is what counts, the gradient is computed with the
+    loss, and kept instead.
 
     Only plain backward comes here, so torch need not tell the context from the function, which
     would cost as much as its own loss does.
@@ -46,30 +70,28 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, _logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        constant, grad = batch._replace(differentiable=False), None
+        grad, kept = None, Kept((None,) * 4, None)
         if _small(batch):
-            loss, grad, _ = value_and_grad(constant)
+            loss, grad, _ = value_and_grad(batch)
         else:
-            loss = _evaluate.value(constant).loss
+            loss, kept = _value_to_differentiate(batch)
         ctx.batch, arrays = apart(batch, torch.Tensor)
-        ctx.save_for_backward(*arrays, grad)
+        ctx.divisor = kept.divisor
+        ctx.save_for_backward(grad, *kept.seen, *arrays)
         return cast("torch.Tensor", loss)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[Any, ...]:
-        *arrays, grad = ctx.saved_tensors
-        batch = together(ctx.batch, Arrays(*arrays))
+        grad, *saved = ctx.saved_tensors
+        batch = together(ctx.batch, Arrays(*saved[4:]))
         if torch.is_grad_enabled() or batch.backend.memory(grad_loss) == "opaque":
             return _derived(batch, grad_loss), None
         if grad is not None:
             # Rows that do not count stay 0, be the factor infinite.
             return torch.where(grad == 0.0, grad, grad * grad_loss), None
         upstream = grad_loss.broadcast_to(batch.shape)[..., None]
-        return value_and_grad(batch._replace(grad_output=upstream)).grad_logits, None
-
-
-#: Bytes of logits below which a call's own cost is more than that of its arithmetic.
-_SMALL = 1 << 17
+        kept = Kept(saved[:4], ctx.divisor)
+        return _grad_of_kept(batch._replace(grad_output=upstream), kept), None
 
 
 def _small(batch: Batch) -> bool:
@@ -77,7 +99,7 @@ def _small(batch: Batch) -> bool:
 
     Losses per row have a factor each, and a half gradient must be scaled before it is rounded.
     """
-    itemsize = batch.backend.itemsize(batch.logits.dtype)
+    itemsize = batch.logits.itemsize
     size = batch.logits.numel() * itemsize
     return batch.reduction != "none" and itemsize > 2 and size <= _SMALL
 
@@ -91,3 +113,93 @@ def _derived(batch: Batch, grad_loss: torch.Tensor) -> torch.Tensor:
         (grad,) = torch.autograd.grad(loss, alias, grad_loss, create_graph=again)
     derived: torch.Tensor = grad
     return derived
+
+
+def _value_to_differentiate(batch: Batch) -> tuple[Array, Kept]:
+    host = _in_numpy(batch)
+    if host is None:
+        result, kept = _evaluate.value_to_differentiate(batch)
+        return result.loss, kept
+    result, kept = _evaluate.value_to_differentiate(host)
+    seen = [None if x is None else torch.from_numpy(x) for x in kept.seen]
+    return _in_torch(batch, result).loss, Kept(seen, float(kept.divisor))
+
+
+def _grad_of_kept(batch: Batch, kept: Kept) -> torch.Tensor:
+    host = _in_numpy(batch)
+    if host is None:
+        derived: torch.Tensor = _evaluate.grad_of_kept(batch, kept)
+        return derived
+    out = _room(batch)
+    seen = [None if x is None else _view(x) for x in kept.seen]
+    _evaluate.grad_of_kept(host._replace(out=_view(out)), Kept(seen, kept.divisor))
+    return out
+
+
+def _room(batch: Batch) -> torch.Tensor:
+    room: torch.Tensor = batch.backend.room(batch.logits.shape, batch.logits)
+    return room
+
+
+# --- tensors as NumPy sees them
+
+
+class _Unseen(Exception):
+    """NumPy cannot see the memory of a tensor."""
+
+
+def _in_numpy(batch: Batch) -> Batch | None:
+    """The same batch on NumPy's views of its tensors, or None if torch is to evaluate it.
+
+    Half logits are worth it only for a kernel: NumPy's own arithmetic would first widen them.
+    """
+    watched = forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack()
+    if _NUMPY is None or batch.memory != "host" or watched:
+        return None
+    try:
+        views = Arrays(*(_view(x) if isinstance(x, torch.Tensor) else x for x in arrays_of(batch)))
+    except _Unseen:
+        return None
+    dtype = views.logits.dtype if batch.logits.itemsize > 2 else _NUMPY.dtype("float32")
+    host = moved(batch, _NUMPY_BACKEND, views)._replace(
+        compute_dtype=dtype, result_dtype=dtype, differentiable=False
+    )
+    return host if batch.logits.itemsize > 2 or kernels_for(host) is not None else None
+
+
+def _view(x: torch.Tensor) -> Array:
+    """NumPy's array on the memory of a tensor."""
+    x = x.detach()
+    if x.dtype is torch.bfloat16:
+        if _BFLOAT16 is None:
+            raise _Unseen
+        return x.view(torch.int16).numpy().view(_BFLOAT16)
+    return x.resolve_neg().numpy()
+
+
+def _in_torch(batch: Batch, result: Result) -> Result:
+    """What NumPy computed, as tensors on its memory, of the dtype asked for."""
+    dtype, stats = batch.result_dtype, result.stats
+    loss = torch.from_numpy(result.loss).to(dtype)
+    if stats is not None:
+        lse, prediction, correct = map(torch.from_numpy, stats)
+        stats = Stats(lse.to(dtype), prediction, correct)
+    return Result(loss, None, stats)
+
+
+def _import(name: str) -> Any:
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+
+
+def _numpy_beside_torch() -> Any:
+    """NumPy, if torch was built for it."""
+    try:
+        torch.zeros(1).numpy()
+    except RuntimeError:
+        return None
+    return _import("numpy")
+
+
+_NUMPY = _numpy_beside_torch()
+_BFLOAT16 = getattr(_import("ml_dtypes"), "bfloat16", None)
+_NUMPY_BACKEND = None if _NUMPY is None else backend_of("logits", _NUMPY.empty(0))

@@ -1,0 +1,190 @@
+"""Arithmetic of the kernels: bits of numbers, half dtypes, the exponential, sums without error.
+
+Numba compiles what is here into the kernels, for every dtype that a kernel meets. Half dtypes come
+as the integers that hold their bits, because numba has no arithmetic for them: int16 is bfloat16,
+uint16 is float16.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.ir as ir
+import numba
+import numpy as np
+from numba import types
+from numba.extending import intrinsic, overload
+
+#: No flag of LLVM's that changes a result, but for a product and a sum rounded once (fma).
+EXACT: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
+
+f32, i32, i64, u32 = np.float32, np.int32, np.int64, np.uint32
+
+
+# --- bits and addresses
+
+
+@intrinsic
+def bits_of(_context, x):
+    """The bits of a float, as an integer of its width."""
+    width = x.bitwidth
+
+    def generate(_context, builder, _signature, args):
+        return builder.bitcast(args[0], ir.IntType(width))
+
+    return {32: types.int32, 64: types.int64}[width](x), generate
+
+
+@intrinsic
+def float32_of(_context, x):
+    """The float32 of the last 32 bits: numba's sums of int32 are int64."""
+
+    def generate(_context, builder, _signature, args):
+        return builder.bitcast(builder.trunc(args[0], ir.IntType(32)), ir.FloatType())
+
+    return types.float32(types.int64), generate
+
+
+@intrinsic
+def float64_of(_context, x):
+    """The float64 of those bits."""
+
+    def generate(_context, builder, _signature, args):
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return types.float64(types.int64), generate
+
+
+@intrinsic
+def pointer(_context, address, like):
+    """An address as a pointer to entries of the dtype of the array `like`."""
+
+    def generate(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(like.dtype)(address, like), generate
+
+
+# --- half dtypes
+
+
+def widen(x):
+    """An entry in the dtype that is computed in."""
+    raise NotImplementedError
+
+
+def narrow(x, like):
+    """A computed number in the dtype of entry `like`, rounded to the nearest, ties to even."""
+    raise NotImplementedError
+
+
+@overload(widen, jit_options=EXACT)
+def _widen(x):
+    if x == types.int16:
+        return lambda x: float32_of(i32(x) << i32(16))
+    if x == types.uint16:
+        return _widen_float16
+    return lambda x: x
+
+
+def _widen_float16(x):
+    # The exponent moves from a bias of 15 to one of 127 by a product, which serves subnormals too.
+    magnitude = (i32(x) & i32(0x7FFF)) << i32(13)
+    wide = bits_of(float32_of(magnitude) * f32(2.0**112))
+    endless = magnitude | i32(0x7F800000)
+    sign = (i32(x) & i32(0x8000)) << i32(16)
+    return float32_of((endless if magnitude >= i32(0x0F800000) else wide) | sign)
+
+
+@overload(narrow, jit_options=EXACT)
+def _narrow(x, like):
+    if like == types.int16:
+        return _narrow_bfloat16
+    if like == types.uint16:
+        return _narrow_float16
+    return lambda x, like: x
+
+
+def _narrow_bfloat16(x, like):  # noqa: ARG001
+    wide = bits_of(x)
+    rounded = (wide + i32(0x7FFF) + ((wide >> i32(16)) & i32(1))) >> i32(16)
+    return np.int16(rounded if x == x else i32(0x7FC0))  # noqa: PLR0124
+
+
+def _narrow_float16(x, like):  # noqa: ARG001
+    wide = bits_of(x) & i32(0x7FFFFFFF)
+    odd = (wide >> i32(13)) & i32(1)
+    normal = (wide - i32(112 << 23) + i32(0xFFF) + odd) >> i32(13)
+    # Beside 1/2 the unit of rounding is that of float16's subnormals.
+    small = bits_of(float32_of(wide) + f32(0.5)) - i32(126 << 23)
+    endless = i32(0x7E00) if wide > i32(0x7F800000) else i32(0x7C00)
+    finite = small if wide < i32(113 << 23) else normal
+    sign = (bits_of(x) >> i32(16)) & i32(0x8000)
+    return np.uint16((endless if wide >= i32(143 << 23) else finite) | sign)
+
+
+# --- exp
+
+
+def exp(x):
+    """The exponential of x <= 0, within two units of rounding, subnormals included.
+
+    With n the integer nearest to x/ln 2 and r = x - n·ln 2, exp(x) = 2^n·exp(r), |r| <= 0.35. Added
+    to 1.5·2^23 (or 2^52) a small number is rounded to an integer, which then lies in the last bits.
+    n·ln 2 is subtracted in two parts, the first of so few bits that its product is exact. exp(r)
+    is its Taylor series, to where the next term is below a tenth of a unit of rounding. The power
+    of two is made of its bits, too great by a factor that leaves it normal, and divided by that.
+    """
+    raise NotImplementedError
+
+
+@overload(exp, jit_options=EXACT)
+def _exp(x):
+    return _exp64 if x == types.float64 else _exp32
+
+
+def _exp32(x):
+    turned = x * f32(1.4426950408889634) + f32(12582912.0)
+    n = turned - f32(12582912.0)
+    r = (x - n * f32(0.693359375)) + n * f32(2.12194440e-4)
+    p = f32(1 / 5040)
+    p = p * r + f32(1 / 720)
+    p = p * r + f32(1 / 120)
+    p = p * r + f32(1 / 24)
+    p = p * r + f32(1 / 6)
+    p = p * r + f32(1 / 2)
+    p = p * (r * r) + r + f32(1)
+    power = float32_of((bits_of(turned) + i32(127 + 64)) << i32(23))
+    return f32(0) if x < f32(-104) else (p * power) * f32(2.0**-64)
+
+
+def _exp64(x):
+    turned = x * 1.4426950408889634 + 6755399441055744.0
+    n = turned - 6755399441055744.0
+    r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10
+    p = 1 / 6227020800
+    p = p * r + 1 / 479001600
+    p = p * r + 1 / 39916800
+    p = p * r + 1 / 3628800
+    p = p * r + 1 / 362880
+    p = p * r + 1 / 40320
+    p = p * r + 1 / 5040
+    p = p * r + 1 / 720
+    p = p * r + 1 / 120
+    p = p * r + 1 / 24
+    p = p * r + 1 / 6
+    p = p * r + 1 / 2
+    p = p * (r * r) + r + 1.0
+    power = float64_of((bits_of(turned) + i64(1023 + 256)) << i64(52))
+    return 0.0 if x < -746.0 else (p * power) * 2.0**-256
+
+
+# --- sums
+
+
+@numba.njit(**EXACT)
+def add_exactly(total, lost, x):
+    """``total + x``, and what its rounding loses, added to what was `lost` before (Knuth)."""
+    sum_ = total + x
+    back = sum_ - total
+    return sum_, lost + ((total - (sum_ - back)) + (x - back))

@@ -1,0 +1,103 @@
+"""Threads that take the blocks of one call: as many as there are processors, made once."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+#: The settings that say how many threads a call may use, the first that is there.
+SETTINGS = ("XENT_ARRAY_NUM_THREADS", "OMP_NUM_THREADS")
+
+_NONE_LEFT = object()
+
+_making = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
+
+
+def available() -> int:
+    """How many threads a call may use: what a setting says, else one for each processor."""
+    for name in SETTINGS:
+        # OpenMP takes one number for each level of nesting; there is only one level here.
+        setting = os.environ.get(name, "").partition(",")[0].strip()
+        if setting.isdecimal() and int(setting):
+            return int(setting)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def for_each(function: Callable[[T], object], items: Iterable[T], threads: int) -> None:
+    """Call `function` on every item, on that many threads, the caller's among them.
+
+    The caller takes items like the others, and does not wait for a thread that has not begun: so
+    calls may come from several threads, and from within a call. An exception ends the others after
+    the item they are at, and is raised here.
+    """
+    work = _Work(function, items)
+    helpers = _start(work.run, threads - 1)
+    try:
+        work.run()
+    finally:
+        work.stop()
+        begun = [helper for helper in helpers if not helper.cancel()]
+        errors = [error for helper in begun if (error := helper.exception()) is not None]
+    for error in errors:
+        raise error
+
+
+class _Work:
+    """Items that several threads take one by one."""
+
+    def __init__(self, function: Callable[[T], object], items: Iterable[T]) -> None:
+        self._function = function
+        self._items: Iterator[T] = iter(items)
+        self._taking = threading.Lock()
+
+    def run(self) -> None:
+        try:
+            while (item := self._take()) is not _NONE_LEFT:
+                self._function(item)
+        finally:
+            self.stop()
+
+    def _take(self) -> Any:
+        with self._taking:
+            return next(self._items, _NONE_LEFT)
+
+    def stop(self) -> None:
+        with self._taking:
+            self._items = iter(())
+
+
+def _start(task: Callable[[], None], threads: int) -> list[Future[None]]:
+    """Start the task on threads of the pool; on none while the interpreter shuts down."""
+    if threads < 1:
+        return []
+    pool = _shared_pool()
+    try:
+        return [pool.submit(task) for _ in range(threads)]
+    except RuntimeError:
+        return []
+
+
+def _shared_pool() -> ThreadPoolExecutor:
+    global _pool  # noqa: PLW0603
+    with _making:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(max(available() - 1, 1), "xent_array")
+        return _pool
+
+
+def _forget() -> None:
+    """A forked process has none of its parent's threads: its first call makes a pool of its own."""
+    global _making, _pool  # noqa: PLW0603
+    _making, _pool = threading.Lock(), None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
