@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     out: Array | None  # where the gradient goes, of the shape of the caller's logits
     differentiable: bool  # the library itself will differentiate what is computed
     logits_alone: bool  # and that by nothing but the logits
-    kernels: ModuleType | None = None  # what reads the rows, once `laid_out`; None: array code
+    kernels: ModuleType | None  # what reads the rows; None: array code
 
 
 def gather(
@@ -116,6 +116,7 @@ def gather(
         out,
         others_differentiable or backend.differentiates(library.leader),
         not others_differentiable,
+        _kernels_for(backend, library.leader, checked, softcap, scale),
     )
 
 
@@ -150,11 +151,17 @@ def together(batch: Batch, arrays: Arrays) -> Batch:
     return _with_arrays(batch, Arrays(*(own if x is None else x for x, own in pairs)))
 
 
-def moved(batch: Batch, backend: Standard, arrays: Arrays) -> Batch:
-    """The same batch on the arrays of another library."""
-    batch = _with_arrays(batch._replace(backend=backend), arrays)
+def moved(batch: Batch, backend: Standard, arrays: Arrays, dtype: Any) -> Batch:
+    """The same batch on the arrays of another library, a result of `dtype` constant to it."""
+    batch = _with_arrays(batch, arrays)
     q = batch.target.q._replace(backend=backend)
-    return batch._replace(target=batch.target._replace(q=q))
+    return batch._replace(
+        backend=backend,
+        target=batch.target._replace(q=q),
+        compute_dtype=dtype,
+        result_dtype=dtype,
+        differentiable=False,
+    )
 
 
 def arrays_of(batch: Batch) -> Arrays:
@@ -189,22 +196,30 @@ def _with_arrays(batch: Batch, arrays: Arrays) -> Batch:
 
 def laid_out(batch: Batch) -> Batch:
     """The same with logits and probabilities as rows: views with the class axis last."""
+    if batch.axis == batch.logits.ndim - 1:
+        return batch
     backend, axis, target = batch.backend, batch.axis, batch.target
-    if axis != batch.logits.ndim - 1:
-        if isinstance(target, ProbabilityTarget):
-            rows = classes_last(backend, target.probabilities, axis)
-            target = target._replace(probabilities=rows)
-        batch = batch._replace(logits=classes_last(backend, batch.logits, axis), target=target)
-    kernels = kernels_for(batch)
-    return batch if kernels is None else batch._replace(kernels=kernels)
+    if isinstance(target, ProbabilityTarget):
+        rows = classes_last(backend, target.probabilities, axis)
+        target = target._replace(probabilities=rows)
+    return batch._replace(logits=classes_last(backend, batch.logits, axis), target=target)
 
 
-def kernels_for(batch: Batch) -> ModuleType | None:
-    """What reads the rows of a batch: kernels know class indices, and a scale below the top."""
-    scale = batch.logit_scale
-    if batch.differentiable or batch.softcap is not None or type(scale) is not float or scale <= 0:
+def with_kernels(batch: Batch) -> Batch:
+    """The same batch, read by kernels where there are any for it."""
+    target, softcap, scale = batch.target, batch.softcap, batch.logit_scale
+    return batch._replace(
+        kernels=_kernels_for(batch.backend, batch.logits, target, softcap, scale)
+    )
+
+
+def _kernels_for(
+    backend: Standard, logits: Array, target: Target, softcap: float | None, scale: Scalar
+) -> ModuleType | None:
+    """What reads rows of logits: kernels know class indices, and a scale below the top."""
+    if softcap is not None or type(scale) is not float or scale <= 0.0:
         return None
-    return batch.backend.kernels(batch.logits) if isinstance(batch.target, IndexTarget) else None
+    return backend.kernels(logits) if type(target) is IndexTarget else None
 
 
 def _upstream(

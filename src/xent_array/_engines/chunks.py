@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from xent_array._backends import backend_of
-from xent_array._batch import Arrays, Batch, kernels_for, together
+from xent_array._batch import Arrays, Batch, together, with_kernels
 from xent_array._blocks import Assembly, RowIndex, budget_of, keep_heap, plan
 from xent_array._gradient import Demand, gradient
 from xent_array._namespace import Array
@@ -77,9 +77,8 @@ def _chunk(template: Batch, logits: Array, rows: Rows, whole: dict[str, Any]) ->
             grad_output,
         ),
     )
-    if logits.shape[-1] < batch.classes:
-        return batch  # kernels read whole rows
-    return batch._replace(kernels=kernels_for(batch))
+    # Kernels read whole rows.
+    return with_kernels(batch) if logits.shape[-1] == batch.classes else batch
 
 
 def _blocks_of(batch: Batch) -> list[RowIndex]:

@@ -7,16 +7,14 @@ torch's but plain calls and plain backward, torch runs the array code of the los
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from typing import Any, cast
 
 import torch
 from torch.autograd import forward_ad
 
 from xent_array import _evaluate
-from xent_array._backends import backend_of
-from xent_array._batch import Arrays, Batch, apart, arrays_of, kernels_for, moved, together
+from xent_array._backends.torch import CONCRETE, numpy_backend, numpy_view
+from xent_array._batch import Arrays, Batch, apart, arrays_of, moved, together, with_kernels
 from xent_array._evaluate import Kept, Result
 from xent_array._namespace import Array
 from xent_array._rowwise import Stats
@@ -47,7 +45,7 @@ def value_and_grad(batch: Batch) -> Result:
     if host is None:
         return _evaluate.value_and_grad(batch)
     out = _room(batch) if batch.out is None else batch.out
-    result = _evaluate.value_and_grad(host._replace(out=_view(out)))
+    result = _evaluate.value_and_grad(host._replace(out=numpy_view(out)))
     return _in_torch(batch, result)._replace(grad_logits=out)
 
 
@@ -83,12 +81,13 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[Any, ...]:
         grad, *saved = ctx.saved_tensors
-        batch = together(ctx.batch, Arrays(*saved[4:]))
-        if torch.is_grad_enabled() or batch.backend.memory(grad_loss) == "opaque":
-            return _derived(batch, grad_loss), None
-        if grad is not None:
+        derived = torch.is_grad_enabled() or ctx.batch.backend.memory(grad_loss) == "opaque"
+        if grad is not None and not derived:
             # Rows that do not count stay 0, be the factor infinite.
             return torch.where(grad == 0.0, grad, grad * grad_loss), None
+        batch = together(ctx.batch, Arrays(*saved[4:]))
+        if derived:
+            return _derived(batch, grad_loss), None
         upstream = grad_loss.broadcast_to(batch.shape)[..., None]
         kept = Kept(saved[:4], ctx.divisor)
         return _grad_of_kept(batch._replace(grad_output=upstream), kept), None
@@ -131,8 +130,8 @@ def _grad_of_kept(batch: Batch, kept: Kept) -> torch.Tensor:
         derived: torch.Tensor = _evaluate.grad_of_kept(batch, kept)
         return derived
     out = _room(batch)
-    seen = [None if x is None else _view(x) for x in kept.seen]
-    _evaluate.grad_of_kept(host._replace(out=_view(out)), Kept(seen, kept.divisor))
+    seen = [None if x is None else numpy_view(x) for x in kept.seen]
+    _evaluate.grad_of_kept(host._replace(out=numpy_view(out)), Kept(seen, kept.divisor))
     return out
 
 
@@ -144,37 +143,23 @@ def _room(batch: Batch) -> torch.Tensor:
 # --- tensors as NumPy sees them
 
 
-class _Unseen(Exception):
-    """NumPy cannot see the memory of a tensor."""
-
-
 def _in_numpy(batch: Batch) -> Batch | None:
     """The same batch on NumPy's views of its tensors, or None if torch is to evaluate it.
 
     Half logits are worth it only for a kernel: NumPy's own arithmetic would first widen them.
     """
     watched = forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack()
-    if _NUMPY is None or batch.memory != "host" or watched:
+    numpy = numpy_backend() if batch.memory == "host" and not watched else None
+    if numpy is None:
         return None
     try:
-        views = Arrays(*(_view(x) if isinstance(x, torch.Tensor) else x for x in arrays_of(batch)))
-    except _Unseen:
+        views = Arrays(*(numpy_view(x) if type(x) in CONCRETE else x for x in arrays_of(batch)))
+    except LookupError:
         return None
-    dtype = views.logits.dtype if batch.logits.itemsize > 2 else _NUMPY.dtype("float32")
-    host = moved(batch, _NUMPY_BACKEND, views)._replace(
-        compute_dtype=dtype, result_dtype=dtype, differentiable=False
-    )
-    return host if batch.logits.itemsize > 2 or kernels_for(host) is not None else None
-
-
-def _view(x: torch.Tensor) -> Array:
-    """NumPy's array on the memory of a tensor."""
-    x = x.detach()
-    if x.dtype is torch.bfloat16:
-        if _BFLOAT16 is None:
-            raise _Unseen
-        return x.view(torch.int16).numpy().view(_BFLOAT16)
-    return x.resolve_neg().numpy()
+    wide = batch.logits.itemsize > 2
+    dtype = views.logits.dtype if wide else numpy.xp.dtype("float32")
+    host = with_kernels(moved(batch, numpy, views, dtype))
+    return host if wide or host.kernels is not None else None
 
 
 def _in_torch(batch: Batch, result: Result) -> Result:
@@ -185,21 +170,3 @@ def _in_torch(batch: Batch, result: Result) -> Result:
         lse, prediction, correct = map(torch.from_numpy, stats)
         stats = Stats(lse.to(dtype), prediction, correct)
     return Result(loss, None, stats)
-
-
-def _import(name: str) -> Any:
-    return importlib.import_module(name) if importlib.util.find_spec(name) else None
-
-
-def _numpy_beside_torch() -> Any:
-    """NumPy, if torch was built for it."""
-    try:
-        torch.zeros(1).numpy()
-    except RuntimeError:
-        return None
-    return _import("numpy")
-
-
-_NUMPY = _numpy_beside_torch()
-_BFLOAT16 = getattr(_import("ml_dtypes"), "bfloat16", None)
-_NUMPY_BACKEND = None if _NUMPY is None else backend_of("logits", _NUMPY.empty(0))

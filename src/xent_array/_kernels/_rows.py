@@ -180,7 +180,7 @@ def line(x, i, j, length):
 @kernel
 def wide_stats(
     like, address, rows, classes, row_step, class_step,
-    scale, index, weight, top, rest, picked, even, first,
+    scale, weight, index, top, rest, picked, even, first,
 ):
     z = seen(like, address, rows, classes, row_step, class_step)
     whole = classes - classes % LANES
@@ -229,8 +229,8 @@ def wide_stats(
 @kernel
 def wide_grad(
     like, address, rows, classes, row_step, class_step,
-    scale, top, pull, even, weight, index, chosen, kept,
     to_address, _rows, _classes, to_row_step, to_class_step,
+    scale, weight, top, pull, even, index, chosen, kept,
 ):
     z = seen(like, address, rows, classes, row_step, class_step)
     into = seen(like, to_address, rows, classes, to_row_step, to_class_step)
@@ -293,7 +293,7 @@ def store(tile, into, row, rows, start, width):
 @kernel
 def lane_stats(
     like, address, rows, classes, row_step, class_step,
-    scale, index, weight, top, rest, picked, even, first,
+    scale, weight, index, top, rest, picked, even, first,
 ):
     z = seen(like, address, rows, classes, row_step, class_step)
     tile = np.zeros((TILE, LANES), top.dtype)
@@ -341,8 +341,8 @@ def lane_stats(
 @kernel
 def lane_grad(
     like, address, rows, classes, row_step, class_step,
-    scale, top, pull, even, weight, index, chosen, kept,
     to_address, _rows, _classes, to_row_step, to_class_step,
+    scale, weight, top, pull, even, index, chosen, kept,
 ):
     z = seen(like, address, rows, classes, row_step, class_step)
     into = seen(like, to_address, rows, classes, to_row_step, to_class_step)

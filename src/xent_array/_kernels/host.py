@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,7 +13,6 @@ from xent_array._namespace import Array
 
 #: The dtypes that kernels read, and as which: numba knows the bits of half dtypes alone.
 _READ_AS = {"float64": "f8", "float32": "f4", "float16": "u2", "bfloat16": "i2"}
-_SAMPLES = {name: np.empty(0, kind) for name, kind in _READ_AS.items()}
 
 #: Adjacent classes of a row are read along the row from so many on; of fewer, many rows at once.
 _MANY = 65
@@ -35,8 +34,14 @@ class RowStats(NamedTuple):
 
 def serves(x: Array) -> bool:
     """Whether the kernels can read an array."""
-    dtype = x.dtype
-    return dtype.name in _READ_AS and dtype.isnative and x.flags.aligned
+    return _sample(x.dtype) is not None and x.flags.aligned
+
+
+@functools.cache
+def _sample(dtype: Any) -> Array | None:
+    """An array of the dtype that kernels read a dtype as; None: they cannot."""
+    read_as = _READ_AS.get(dtype.name) if dtype.isnative else None
+    return None if read_as is None else np.empty(0, read_as)
 
 
 def row_stats(
@@ -44,29 +49,16 @@ def row_stats(
 ) -> RowStats:
     """Read rows of logits; `weight`, a number for each class, and `place` if asked for."""
     shape, rows, none = index.shape, index.size, _NONE[dtype]
-    found = np.empty((3 if weight is None else 4, rows), dtype)
     places = np.empty(rows, _INDEX) if place else _NONE[_INDEX]
-    index, weights = _line(index), none if weight is None else _line(weight)
+    even = none if weight is None else np.empty(rows, dtype)
+    columns = (_line(index), *np.empty((3, rows), dtype), even, places)
+    factors = (dtype.type(scale), none if weight is None else _line(weight))
     for part, here in _parts(z):
-        top, rest, picked = found[0, here], found[1, here], found[2, here]
-        even = none if weight is None else found[3, here]
         read = _rows.wide_stats if _along_classes(part) else _rows.lane_stats
-        _call(
-            read,
-            *_seen(part),
-            dtype.type(scale),
-            index[here],
-            weights,
-            top,
-            rest,
-            picked,
-            even,
-            places[here],
-        )
-    top, rest, picked, *even = found.reshape((len(found), *shape))
-    return RowStats(
-        top, rest, picked, even[0] if even else None, places.reshape(shape) if place else None
-    )
+        _call(read, *_seen(part), *factors, *_of_rows(columns, here))
+    _, *found = columns
+    top, rest, picked, even, places = (x.reshape(shape) if x.size == rows else x for x in found)
+    return RowStats(top, rest, picked, None if weight is None else even, places if place else None)
 
 
 def row_grad(
@@ -92,23 +84,16 @@ def row_grad(
     if even is not None:
         evens = _line(np.broadcast_to(np.asarray(even, dtype), shape))
         weights = np.ones(z.shape[-1], dtype) if weight is None else _line(weight)
-    tops, pulls, indices, choices = _line(top), _line(pull), _line(index), _line(chosen)
     mask = _NONE[_MASK] if kept is None else _line(np.broadcast_to(kept, shape))
+    columns = (_line(top), _line(pull), evens, _line(index), _line(chosen), mask)
+    factors = (dtype.type(scale), weights)
     for part, to, here in _parts(z, into):
         write = _rows.wide_grad if _along_classes(part, to) else _rows.lane_grad
-        _call(
-            write,
-            *_seen(part),
-            dtype.type(scale),
-            tops[here],
-            pulls[here],
-            evens[here],
-            weights,
-            indices[here],
-            choices[here],
-            mask[here],
-            *_seen(to)[1:],
-        )
+        _call(write, *_seen(part), *_seen(to)[1:], *factors, *_of_rows(columns, here))
+
+
+def _of_rows(columns: tuple[Array, ...], here: slice | None) -> tuple[Array, ...]:
+    return columns if here is None else tuple(x[here] for x in columns)
 
 
 def _call(kernel: Any, *args: Any) -> None:
@@ -121,7 +106,7 @@ def _call(kernel: Any, *args: Any) -> None:
 def _seen(x: Array) -> tuple[Any, ...]:
     """Memory as kernels take it: one compilation serves every layout, read-only or not."""
     address: int = x.__array_interface__["data"][0]
-    return _SAMPLES[x.dtype.name], address, *x.shape, *x.strides
+    return _sample(x.dtype), address, *x.shape, *x.strides
 
 
 def _line(x: Array) -> Array:
@@ -134,17 +119,20 @@ def _along_classes(*arrays: Array) -> bool:
     return all(x.shape[1] >= _MANY and x.strides[1] == x.itemsize for x in arrays)
 
 
-def _parts(*arrays: Array, before: int = 0) -> Iterator[tuple[Any, ...]]:
-    """Rows of any shape as views of two axes, and which of all rows these are."""
-    shape = arrays[0].shape
-    if len(shape) > 2:
-        try:
-            arrays = tuple(x.reshape((-1, shape[-1]), copy=False) for x in arrays)
-        except ValueError:  # rows that one stride does not reach
-            step = math.prod(shape[1:-1])
-            for i in range(shape[0]):
-                yield from _parts(*(x[i] for x in arrays), before=before + i * step)
-            return
-    elif len(shape) == 1:
-        arrays = tuple(x[None] for x in arrays)
-    yield *arrays, slice(before, before + arrays[0].shape[0])
+def _parts(*arrays: Array) -> Iterator[tuple[Any, ...]]:
+    """Rows of any shape as views of two axes, and which of all rows these are; None: all."""
+    if arrays[0].ndim == 2:
+        yield *arrays, None
+        return
+    before = 0
+    for part in _flat(arrays):
+        yield *part, slice(before, before + part[0].shape[0])
+        before += part[0].shape[0]
+
+
+def _flat(arrays: tuple[Array, ...]) -> Iterator[tuple[Array, ...]]:
+    try:
+        yield tuple(x.reshape((-1, x.shape[-1]), copy=False) for x in arrays)
+    except ValueError:  # rows that one stride does not reach
+        for part in zip(*arrays, strict=True):
+            yield from _flat(part)
