@@ -29,6 +29,9 @@ NAMESPACES = {
 }
 BACKENDS = [nox.param(name, id=name) for name in NAMESPACES]
 
+#: The libraries whose arrays are read by kernels, where numba is installed.
+KERNELS_SERVE = ("numpy", "torch")
+
 #: Warnings are errors, but for torch's own where there is no NumPy beside it.
 WARNINGS = ("-W", "error", "-W", "ignore:Failed to initialize NumPy:UserWarning")
 
@@ -72,13 +75,19 @@ def conformance(session: nox.Session, namespace: str) -> None:
 @nox.session
 @nox.parametrize("backend", BACKENDS)
 def tests(session: nox.Session, backend: str) -> None:
-    """Run the tests on one array library, torch beside it as the reference."""
+    """Run the tests on one array library, torch beside it as the reference.
+
+    Where kernels serve the library, the array code that they stand for is tested as well.
+    """
     install(session, "suite", backend)
     library = backend.replace("-", "_")
     # As many processes as processors, and no threads in them, which would get in each other's way.
     parallel = ("-n", "auto", "--dist", "worksteal")
     arguments = ("tests", "--array-api-backend", library, *parallel, *session.posargs)
-    session.run("pytest", *arguments, env={"OMP_NUM_THREADS": "1", **QUICK_TO_COMPILE})
+    environment = {"OMP_NUM_THREADS": "1", **QUICK_TO_COMPILE}
+    session.run("pytest", *arguments, env=environment)
+    if backend in KERNELS_SERVE:
+        session.run("pytest", *arguments, env={**environment, "XENT_ARRAY_KERNELS": "off"})
 
 
 @nox.session
@@ -121,7 +130,7 @@ def minimums(session: nox.Session) -> None:
     oldest = [
         f"{requirement.name}=={bound.version}.*"
         for requirement in map(
-            Requirement, [*PYPROJECT["project"]["dependencies"], *groups(*NAMESPACES)]
+            Requirement, [*PYPROJECT["project"]["dependencies"], *groups(*NAMESPACES, "fast")]
         )
         for bound in requirement.specifier
         if requirement.name != "torch"
@@ -215,6 +224,8 @@ def torch_gpu() -> bool:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure the speed of the loss beside that of the array libraries' own."""
+    """Measure time and memory beside the libraries' own losses, and make the page of them."""
     install(session, "bench")
-    session.run("python", "benchmarks/forward.py", *session.posargs)
+    silent = {"TF_CPP_MIN_LOG_LEVEL": "3"}  # XLA tells whatever takes it long to compile
+    session.run("python", "benchmarks/measure.py", *session.posargs, env=silent)
+    session.run("python", "benchmarks/report.py")

@@ -1,16 +1,23 @@
-"""Anonymous memory of this process while something runs, read from /proc (Linux)."""
+"""Anonymous memory of this process while something runs, read from /proc (Linux).
+
+Another process takes the samples. Compiled code may keep Python's lock for as long as it runs, and
+no thread of this process would get to look.
+"""
 
 from __future__ import annotations
 
-import threading
+import os
+import select
+import subprocess
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 
-def anonymous_mib() -> float:
-    """Anonymous memory of this process: what it took, files mapped aside."""
-    status = Path("/proc/self/status").read_text().splitlines()
+def anonymous_mib(process: int | str = "self") -> float:
+    """Anonymous memory of a process: what it took, files mapped aside."""
+    status = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1024
 
 
@@ -25,15 +32,12 @@ class Watch:
 
     def __init__(self) -> None:
         self.before = self.peak = anonymous_mib()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._sample)
-
-    def _sample(self) -> None:
-        while not self._done.wait(0.0005):
-            self.peak = max(self.peak, anonymous_mib())
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        command = [sys.executable, "-I", "-S", __file__, str(os.getpid())]
+        pipe = subprocess.PIPE
+        self._sampler = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        self._sampler.stdout.readline()  # from here on it watches
         return self
 
     def __exit__(
@@ -42,6 +46,19 @@ class Watch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.peak = max(self.peak, anonymous_mib())
-        self._done.set()
-        self._thread.join()
+        last = anonymous_mib()
+        sampled, _ = self._sampler.communicate()  # it ends when its input does
+        self.peak = max(self.peak, last, float(sampled))
+
+
+def sample(process: int) -> None:
+    """Watch another process until the input ends; print the greatest of the samples."""
+    peak = anonymous_mib(process)
+    print("watching", flush=True)
+    while not select.select([sys.stdin], [], [], 0.0005)[0]:
+        peak = max(peak, anonymous_mib(process))
+    print(peak)
+
+
+if __name__ == "__main__":
+    sample(int(sys.argv[1]))

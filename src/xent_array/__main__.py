@@ -65,12 +65,17 @@ def report(library: Library) -> Report:
 
 
 def served_by(xp: ModuleType) -> str:
-    """Name the engine that evaluates arrays of a library."""
+    """Name what evaluates arrays of a library, and why nothing faster does."""
     sample = xp.zeros((1,))
     backend = backend_of("sample", sample)
+    evaluator = backend.evaluator(sample)
+    threads = f", {evaluator.threads()} threads" if evaluator.threads() > 1 else ""
+    why_not = evaluator.why_no_kernels()
+    if why_not is None and evaluator.kernels(evaluator.xp.zeros((1,))) is not None:
+        return f"kernels compiled by numba{threads}"
     memory = backend.cut_as(sample)
     blocks = f", blocks of {BLOCK_BYTES[memory] >> 20} MiB" if memory in BLOCK_BYTES else ""
-    return backend.engine + blocks
+    return f"{evaluator.engine}{blocks}{threads}" + (f" (no kernels: {why_not})" if why_not else "")
 
 
 def check_tutorial(xp: ModuleType) -> str:

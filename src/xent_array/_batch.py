@@ -208,9 +208,7 @@ def laid_out(batch: Batch) -> Batch:
 def with_kernels(batch: Batch) -> Batch:
     """The same batch, read by kernels where there are any for it."""
     target, softcap, scale = batch.target, batch.softcap, batch.logit_scale
-    return batch._replace(
-        kernels=_kernels_for(batch.backend, batch.logits, target, softcap, scale)
-    )
+    return batch._replace(kernels=_kernels_for(batch.backend, batch.logits, target, softcap, scale))
 
 
 def _kernels_for(

@@ -81,6 +81,7 @@ def read_slab(
         return _read_by_kernel(batch, batch.logits[block], rows, classes)
     backend, xp = batch.backend, batch.backend.xp
     given = backend.cast(slab_of(batch.logits[block], classes), batch.compute_dtype)
+    given = backend.arranged(given)
     # The gradient of a row that does not count is 0 only if nothing in it is NaN.
     counts = counted(xp, rows, given) if batch.differentiable else given
     part, scale = transformed(batch, counts), scale_below_top(batch)
@@ -98,9 +99,7 @@ def read_slab(
     return Slab(numbers, prediction, label), seen
 
 
-def _read_by_kernel(
-    batch: Batch, z: Array, rows: IndexRows, classes: slice
-) -> tuple[Slab, Glance]:
+def _read_by_kernel(batch: Batch, z: Array, rows: IndexRows, classes: slice) -> tuple[Slab, Glance]:
     """Read whole rows by a kernel."""
     assert batch.kernels is not None
     weight = None

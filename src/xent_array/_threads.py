@@ -95,7 +95,7 @@ def _shared_pool() -> ThreadPoolExecutor:
 
 def _forget() -> None:
     """A forked process has none of its parent's threads: its first call makes a pool of its own."""
-    global _making, _pool  # noqa: PLW0603
+    global _making, _pool
     _making, _pool = threading.Lock(), None
 
 

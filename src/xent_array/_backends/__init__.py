@@ -10,7 +10,7 @@ from xent_array._namespace import namespace_of
 
 __all__ = ["Memory", "Standard", "backend_of", "dtype_name"]
 
-#: By the type's name, for torch.compile guards what it reads, and knows no types of NumPy's as keys.
+#: By the type's name: torch.compile guards what it reads, and knows no types of NumPy's as keys.
 _by_type: dict[str, tuple[type, Standard]] = {}
 _by_library: dict[str, Standard] = {}
 

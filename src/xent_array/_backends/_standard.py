@@ -70,6 +70,14 @@ class Standard:
         """What reads rows of `x` in the place of array code, if anything does."""
         return None
 
+    def why_no_kernels(self) -> str | None:
+        """Why array code reads rows that kernels could; None: they do, or there are none."""
+        return None
+
+    def evaluator(self, x: Array) -> Standard:
+        """What evaluates `x` where nothing is differentiated: another library, on its memory."""
+        return self
+
     def threads(self) -> int:
         """How many threads may take blocks: one, where the library has threads of its own."""
         return 1
@@ -144,6 +152,10 @@ class Standard:
         return x if x.dtype == dtype else self.xp.astype(x, dtype)
 
     # --- along the class axis, which is last; results keep it with length one
+
+    def arranged(self, x: Array) -> Array:
+        """The same rows, in memory as they are best read."""
+        return x
 
     def row_max(self, x: Array) -> Array:
         return self.xp.max(x, axis=-1, keepdims=True)

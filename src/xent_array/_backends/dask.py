@@ -13,7 +13,7 @@ from xent_array._namespace import Array
 
 
 class Backend(NumpyDtypes):
-    engine = "portable array code, chunk by chunk"
+    engine = "chunk by chunk, each as NumPy's or CuPy's arrays are"
     chunked = True
 
     def admit(self, name: str, x: Array) -> Array:

@@ -14,6 +14,9 @@ from xent_array._backends._standard import Memory
 from xent_array._namespace import Array
 
 _PLAIN = frozenset((np.ndarray, np.memmap))
+#: Rows of so many classes, and so many entries in all, are copied to be read class by class.
+_FEW, _WORTH_A_COPY = 64, 1 << 12
+
 _INDEX = np.dtype(np.intp)
 _UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
@@ -40,6 +43,9 @@ class Backend(NumpyDtypes):
         kernels = _kernels.for_host()
         return kernels if kernels is not None and kernels.serves(x) else None
 
+    def why_no_kernels(self) -> str | None:
+        return _kernels.why_not_for_host()
+
     def threads(self) -> int:
         return _threads.available()
 
@@ -59,6 +65,12 @@ class Backend(NumpyDtypes):
 
     def cast(self, x: Array, dtype: Any) -> Array:
         return x if x.dtype == dtype else x.astype(dtype)
+
+    def arranged(self, x: Array) -> Array:
+        # Along a short axis a reduction takes one number at a time, across it whole vectors.
+        if x.shape[-1] > _FEW or x.size < _WORTH_A_COPY or x.strides[-1] != x.itemsize:
+            return x
+        return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, -1, 0)), 0, -1)
 
     # The ufuncs' own reductions: the same sums as np.max and np.sum at half the call's cost.
 

@@ -54,6 +54,10 @@ class Backend(Standard):
                     return True
         return False
 
+    def evaluator(self, x: Array) -> Standard:
+        numpy = numpy_backend() if self.memory(x) == "host" else None
+        return self if numpy is None else numpy
+
     def unwritable(self, x: Array) -> str | None:
         if x.requires_grad:
             return "it requires grad"
@@ -102,10 +106,12 @@ class Backend(Standard):
         return x.scatter_(-1, index, value)
 
     def within(self, index: Array, length: int) -> bool:
-        numpy = numpy_backend() if self.memory(index) == "host" else None
-        if numpy is None:
+        evaluator = self.evaluator(index)
+        if evaluator is self:
             return super().within(index, length)
-        return numpy.within(numpy_view(index), length)  # at a fraction of a call's cost
+        return evaluator.within(
+            numpy_view(index), length
+        )  # at a fraction of torch's cost of a call
 
     def take(self, x: Array, index: Array) -> Array:
         return x[index]

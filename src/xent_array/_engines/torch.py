@@ -153,7 +153,8 @@ def _in_numpy(batch: Batch) -> Batch | None:
     if numpy is None:
         return None
     try:
-        views = Arrays(*(numpy_view(x) if type(x) in CONCRETE else x for x in arrays_of(batch)))
+        arrays: list[Any] = list(arrays_of(batch))
+        views = Arrays(*(numpy_view(x) if type(x) in CONCRETE else x for x in arrays))
     except LookupError:
         return None
     wide = batch.logits.itemsize > 2

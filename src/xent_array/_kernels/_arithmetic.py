@@ -105,13 +105,13 @@ def _narrow(x, like):
     return lambda x, like: x
 
 
-def _narrow_bfloat16(x, like):  # noqa: ARG001
+def _narrow_bfloat16(x, like):
     wide = bits_of(x)
     rounded = (wide + i32(0x7FFF) + ((wide >> i32(16)) & i32(1))) >> i32(16)
-    return np.int16(rounded if x == x else i32(0x7FC0))  # noqa: PLR0124
+    return np.int16(rounded if x == x else i32(0x7FC0))
 
 
-def _narrow_float16(x, like):  # noqa: ARG001
+def _narrow_float16(x, like):
     wide = bits_of(x) & i32(0x7FFFFFFF)
     odd = (wide >> i32(13)) & i32(1)
     normal = (wide - i32(112 << 23) + i32(0xFFF) + odd) >> i32(13)

@@ -1,0 +1,78 @@
+"""On torch tensors: its own loss, eager and compiled, and one read of the logits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+import xent_array
+
+from peers import READ, Call, Peer, Prepare, both_engines
+from problems import SHAPES
+
+
+def tensor(array: np.ndarray) -> torch.Tensor:
+    """Share the memory of a NumPy array."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def forward(loss_of: Callable[..., torch.Tensor]) -> Prepare:
+    """Call a loss on tensors that need no gradient."""
+
+    def prepare(logits: np.ndarray, target: np.ndarray) -> Call:
+        return functools.partial(loss_of, tensor(logits), tensor(target))
+
+    return prepare
+
+
+def backward(loss_of: Callable[..., torch.Tensor]) -> Prepare:
+    """Call a loss and have torch go back through it; every call takes the gradient along."""
+
+    def prepare(logits: np.ndarray, target: np.ndarray) -> Call:
+        leaf, labels = tensor(logits).requires_grad_(), tensor(target)
+
+        def loss_and_grad() -> tuple[torch.Tensor, torch.Tensor | None]:
+            loss = loss_of(leaf, labels)
+            loss.backward()
+            grad, leaf.grad = leaf.grad, None
+            return loss.detach(), grad
+
+        return loss_and_grad
+
+    return prepare
+
+
+def compiled(prepare_with: Callable[[Any], Prepare]) -> Prepare:
+    """Have torch compile its loss for the shape at hand, all earlier ones forgotten."""
+
+    def prepare(logits: np.ndarray, target: np.ndarray) -> Call:
+        torch.compiler.reset()
+        return prepare_with(torch.compile(cross_entropy, dynamic=False))(logits, target)
+
+    return prepare
+
+
+def one_read(logits: np.ndarray, _: np.ndarray) -> Call:
+    """The greatest logit of all."""
+    return functools.partial(torch.amax, tensor(logits))
+
+
+PEERS = [
+    *both_engines("torch", forward(xent_array.cross_entropy), backward(xent_array.cross_entropy)),
+    Peer("torch: F.cross_entropy", forward(cross_entropy), backward(cross_entropy)),
+    Peer(
+        "torch: F.cross_entropy, compiled",
+        compiled(forward),
+        compiled(backward),
+        takes=lambda problem: problem.shape in SHAPES,
+        compiled=True,
+    ),
+    Peer(READ, one_read, most=1e10),
+]
