@@ -153,14 +153,15 @@ def together(batch: Batch, arrays: Arrays) -> Batch:
 
 def moved(batch: Batch, backend: Standard, arrays: Arrays, dtype: Any) -> Batch:
     """The same batch on the arrays of another library, a result of `dtype` constant to it."""
-    batch = _with_arrays(batch, arrays)
-    q = batch.target.q._replace(backend=backend)
-    return batch._replace(
+    target, softcap, scale = batch.target, batch.softcap, arrays.logit_scale
+    return _with_arrays(
+        batch,
+        arrays,
         backend=backend,
-        target=batch.target._replace(q=q),
         compute_dtype=dtype,
         result_dtype=dtype,
         differentiable=False,
+        kernels=_kernels_for(backend, arrays.logits, target, softcap, scale),
     )
 
 
@@ -180,17 +181,18 @@ def arrays_of(batch: Batch) -> Arrays:
     )
 
 
-def _with_arrays(batch: Batch, arrays: Arrays) -> Batch:
+def _with_arrays(batch: Batch, arrays: Arrays, **changes: Any) -> Batch:
     logits, target, weight, smoothing, where, sample_weight, scale, denominator, upstream = arrays
-    q = batch.target.q._replace(weight=weight, smoothing=smoothing)
+    q = Smoothing(changes.get("backend", batch.backend), batch.classes, weight, smoothing)
     return batch._replace(
         logits=logits,
-        target=batch.target._replace(q=q).with_column(target),
+        target=batch.target.renewed(q, target),
         where=where,
         sample_weight=sample_weight,
         logit_scale=scale,
         denominator=denominator,
         grad_output=upstream,
+        **changes,
     )
 
 

@@ -190,7 +190,7 @@ def _mapped(batch: Batch, cut: Plan, wish: _Wish) -> Outcome:
             shape=(cut.rows,),
             reduction="none",
             logits=logits,
-            target=batch.target.with_column(target),
+            target=batch.target.renewed(batch.target.q, target),
             where=where,
             sample_weight=sample_weight,
             grad_output=grad_output,

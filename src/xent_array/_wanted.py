@@ -72,8 +72,8 @@ class IndexTarget(NamedTuple):
         """What there is of each row."""
         return self.index
 
-    def with_column(self, column: Array) -> IndexTarget:
-        return self._replace(index=column)
+    def renewed(self, q: Smoothing, column: Array) -> IndexTarget:
+        return IndexTarget(q, column, self.ignore_index, self.trusted)
 
     def rows(self, block: RowIndex, where: Array | None) -> IndexRows:
         backend, index = self.q.backend, self.index[block]
@@ -182,8 +182,8 @@ class ProbabilityTarget(NamedTuple):
         """What there is of each row."""
         return self.probabilities
 
-    def with_column(self, column: Array) -> ProbabilityTarget:
-        return self._replace(probabilities=column)
+    def renewed(self, q: Smoothing, column: Array) -> ProbabilityTarget:
+        return ProbabilityTarget(q, column)
 
     def rows(self, block: RowIndex, where: Array | None) -> ProbabilityRows:
         return ProbabilityRows(self.q, self.probabilities[block], where)

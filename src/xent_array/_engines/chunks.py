@@ -56,12 +56,10 @@ def _chunk(template: Batch, logits: Array, rows: Rows, whole: dict[str, Any]) ->
     target = xp.empty((*shape, 0), dtype=logits.dtype) if rows.target is None else rows.target
     others = [None if x is None else xp.broadcast_to(x, (*shape, 1)) for x in rows[1:]]
     where, sample_weight, grad_output = others
-    q = template.target.q._replace(backend=backend)
     here = template._replace(
         backend=backend,
         memory=backend.memory(logits),
         shape=shape,
-        target=template.target._replace(q=q),
     )
     batch = together(
         here,

@@ -98,8 +98,9 @@ def _template(batch: Batch) -> Batch:
     """A batch without arrays and without its library, which may be sent to a worker."""
     nothing: Any = None
     bare, _ = apart(batch, da.Array)
-    q = bare.target.q._replace(backend=nothing)
-    return bare._replace(backend=nothing, target=bare.target._replace(q=q))
+    target = bare.target
+    target = target.renewed(target.q._replace(backend=nothing), target.column)
+    return bare._replace(backend=nothing, target=target)
 
 
 def _merged(batch: Batch, graph: _Graph) -> Array:

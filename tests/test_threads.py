@@ -1,0 +1,133 @@
+"""Threads that share the blocks of a call."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import xent_array
+from xent_array import _threads
+
+from arrays import set_budget
+
+SETTINGS = _threads.SETTINGS
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_every_item_is_taken_once(threads):
+    taken = []
+    _threads.for_each(taken.append, range(1000), threads)
+    assert sorted(taken) == list(range(1000))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_exception_reaches_the_caller_and_ends_the_others(threads):
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        if item == 5:
+            raise KeyError(item)
+
+    with pytest.raises(KeyError, match="5"):
+        _threads.for_each(work, range(100_000), threads)
+    assert len(begun) < 100_000
+
+
+def test_an_exception_of_another_thread_reaches_the_caller():
+    caller, met = threading.current_thread(), threading.Barrier(2)
+
+    def work(_):
+        met.wait(timeout=60)  # an item for each of the two
+        if threading.current_thread() is not caller:
+            raise KeyError("theirs")
+
+    with pytest.raises(KeyError, match="theirs"):
+        _threads.for_each(work, range(2), 2)
+
+
+def test_calls_within_calls_and_beside_each_other():
+    """Nobody waits for a thread that has not begun, so nobody waits for ever."""
+    counts = []
+
+    def outer(_):
+        inner = []
+        _threads.for_each(inner.append, range(10), 4)
+        counts.append(len(inner))
+
+    callers = [
+        threading.Thread(target=_threads.for_each, args=(outer, range(20), 4)) for _ in range(8)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(timeout=60)
+    assert counts == [10] * 160
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({SETTINGS[0]: "3", SETTINGS[1]: "5"}, 3),
+        ({SETTINGS[1]: "5"}, 5),
+        ({SETTINGS[1]: "4,2"}, 4),
+        ({SETTINGS[0]: "0"}, None),
+        ({SETTINGS[0]: "many"}, None),
+        ({}, None),
+    ],
+)
+def test_settings(settings, expected, monkeypatch):
+    """Without one that is a positive number there is a thread for each processor."""
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    assert _threads.available() == (expected or processors or os.cpu_count())
+
+
+@pytest.mark.parametrize("classes", [7, 300])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_results_are_the_same_whatever_the_number_of_threads(classes, dtype, monkeypatch):
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((500, classes)).astype(dtype)
+    target = rng.integers(0, classes, 500)
+    set_budget(monkeypatch, 8000)
+    results = []
+    for threads in ("1", "2", "5"):
+        monkeypatch.setenv(SETTINGS[0], threads)
+        loss, grad = xent_array.cross_entropy_and_grad(logits, target, label_smoothing=0.1)
+        results.append((loss.tobytes(), grad.tobytes()))
+    assert len(set(results)) == 1
+
+
+def test_a_warning_is_no_business_of_a_thread(monkeypatch):
+    """NumPy's settings for them hold in one thread."""
+    set_budget(monkeypatch, 64)
+    monkeypatch.setenv(SETTINGS[0], "4")
+    logits = np.full((200, 8), np.inf)
+    assert np.isnan(xent_array.cross_entropy(logits, np.zeros(200, int)))
+
+
+FORK = """
+import os
+import numpy as np
+import xent_array
+logits, target = np.zeros((20_000, 500), np.float32), np.zeros(20_000, int)
+before = xent_array.cross_entropy(logits, target)
+child = os.fork()
+if not child:
+    os._exit(0 if xent_array.cross_entropy(logits, target) == before else 1)
+_, status = os.waitpid(child, 0)
+raise SystemExit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_process_has_threads_of_its_own():
+    environment = {**os.environ, SETTINGS[0]: "3"}
+    done = subprocess.run([sys.executable, "-c", FORK], env=environment, timeout=120, check=False)
+    assert done.returncode == 0
