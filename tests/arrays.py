@@ -52,7 +52,7 @@ def dtype_of(x):
 
 def set_budget(monkeypatch, size):
     """Take blocks of so many bytes of logits, their rows' own memory aside."""
-    for kind in ("host", "kernel"):
+    for kind in ("host", "threads", "kernel"):
         monkeypatch.setitem(_blocks.BLOCK_BYTES, kind, size)
     monkeypatch.setattr(_blocks, "ROW_BYTES", 0)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import xent_array
 from xent_array._backends import backend_of, dtype_name
-from xent_array._blocks import BLOCK_BYTES
+from xent_array._blocks import budget_of
 from xent_array._capabilities import LIBRARIES, Library
 
 #: The tutorial's four samples of four classes; sample i is of class i.
@@ -73,8 +73,8 @@ def served_by(xp: ModuleType) -> str:
     why_not = evaluator.why_no_kernels()
     if why_not is None and evaluator.kernels(evaluator.xp.zeros((1,))) is not None:
         return f"kernels compiled by numba{threads}"
-    memory = backend.cut_as(sample)
-    blocks = f", blocks of {BLOCK_BYTES[memory] >> 20} MiB" if memory in BLOCK_BYTES else ""
+    budget = budget_of(evaluator, backend.cut_as(sample), differentiable=False)
+    blocks = f", blocks of {budget >> 20} MiB" if budget and not backend.chunked else ""
     return f"{evaluator.engine}{blocks}{threads}" + (f" (no kernels: {why_not})" if why_not else "")
 
 

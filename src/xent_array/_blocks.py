@@ -17,16 +17,17 @@ RowIndex = tuple[int | slice | EllipsisType, ...]
 
 #: Bytes of logits in one block, in the compute dtype, per kind of memory. A loss works on three or
 #: four arrays of that size, which should stay in cache; blocks much smaller lose to the cost of a
-#: call. "device" is a guess at a GPU's cache, to be measured on one. A block that a kernel reads
-#: takes no memory: what counts is that there are blocks for every thread, and not so many that
-#: Python is what takes the time.
-BLOCK_BYTES: dict[Memory | Literal["kernel"], int] = {
+#: call. "threads" are host memory whose blocks several threads work on at once. "device" is a guess
+#: at a GPU's cache, to be measured on one. A block that a "kernel" reads takes no memory: what
+#: counts is that there are blocks for every thread, and not so many that Python takes the time.
+BLOCK_BYTES: dict[Memory | Literal["threads", "kernel"], int] = {
     "host": 3 << 20,
-    "device": 1 << 25,
+    "threads": 1 << 20,
     "kernel": 4 << 20,
+    "device": 1 << 25,
 }
 
-#: How many blocks of array code may be under way at once: each takes a few arrays of its size.
+#: How many blocks of array code may be under way at once: each takes a few arrays of a MiB.
 ROOM = 8
 
 #: Bytes of a row beside its logits: of few classes, its indices, masks and sums weigh as much.
@@ -104,13 +105,15 @@ def plan(shape: tuple[int, ...], classes: int, itemsize: int, budget: int | None
     return Plan(rows, list(row_blocks(shape, rows)), slabs)
 
 
-def budget_of(memory: Memory, *, differentiable: bool) -> int | None:
+def budget_of(backend: Standard, memory: Memory, *, differentiable: bool) -> int | None:
     """The bytes of a block of array code.
 
     Values that cannot be seen are not looped over, and a library that differentiates keeps every
     block it saw: there everything is one block.
     """
-    return None if memory == "opaque" or differentiable else BLOCK_BYTES[memory]
+    if memory == "opaque" or differentiable:
+        return None
+    return BLOCK_BYTES["threads" if memory == "host" and backend.shares_blocks else memory]
 
 
 def for_each_block(

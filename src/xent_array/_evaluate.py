@@ -128,7 +128,7 @@ class _Wish(NamedTuple):
 
 
 def _plan(batch: Batch) -> Plan:
-    budget = budget_of(batch.memory, differentiable=batch.differentiable)
+    budget = budget_of(batch.backend, batch.memory, differentiable=batch.differentiable)
     if batch.kernels is not None:
         budget = BLOCK_BYTES["kernel"]
     itemsize = batch.backend.itemsize(batch.compute_dtype)

@@ -199,5 +199,5 @@ def _open(x: Array, axis: int) -> tuple[Library, Array, int]:
 def _plan(library: Library, z: Array, *, differentiable: bool) -> Plan:
     backend, shape = library.backend, tuple(z.shape)
     itemsize = backend.itemsize(backend.compute_dtype(z.dtype))
-    budget = budget_of(library.memory, differentiable=differentiable)
+    budget = budget_of(backend, library.memory, differentiable=differentiable)
     return plan(shape[:-1], shape[-1], itemsize, budget)

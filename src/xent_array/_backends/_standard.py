@@ -33,6 +33,9 @@ class Standard:
     #: Whether blocks are a loop of the library's own, `map_rows`, and not of Python.
     maps_rows = False
 
+    #: Whether blocks are shared by threads: the library has none of its own.
+    shares_blocks = False
+
     #: What evaluates the loss, in the words of ``python -m xent_array``.
     engine = "portable array code"
 
@@ -79,7 +82,7 @@ class Standard:
         return self
 
     def threads(self) -> int:
-        """How many threads may take blocks: one, where the library has threads of its own."""
+        """How many threads may take blocks."""
         return 1
 
     def unwritable(self, x: Array) -> str | None:

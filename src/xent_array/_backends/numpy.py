@@ -22,6 +22,8 @@ _UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
 
 class Backend(NumpyDtypes):
+    shares_blocks = True
+
     def admit(self, name: str, x: Array) -> Array:
         if type(x) is np.ndarray:
             return x

@@ -137,11 +137,20 @@ def _advise_huge_pages(x: Array) -> None:
 
 @functools.cache
 def numpy_backend() -> Standard | None:
-    """What answers for the arrays of NumPy, if that is there, and torch was built for it."""
+    """What answers for NumPy's arrays on torch's memory; None: torch cannot make any."""
     try:
-        return backend_of("x", torch.zeros(1).numpy())
-    except RuntimeError:
+        numpy = backend_of("x", torch.zeros(1).numpy())
+    except RuntimeError:  # torch has no NumPy beside it
         return None
+
+    class Borrowed(type(numpy)):  # type: ignore[misc]
+        """NumPy's, with no more threads than torch would take."""
+
+        def threads(self) -> int:
+            own: int = super().threads()
+            return min(own, torch.get_num_threads())
+
+    return Borrowed(numpy.xp)
 
 
 def numpy_view(x: torch.Tensor) -> Array:

@@ -82,7 +82,8 @@ def _chunk(template: Batch, logits: Array, rows: Rows, whole: dict[str, Any]) ->
 def _blocks_of(batch: Batch) -> list[RowIndex]:
     width, itemsize = batch.logits.shape[-1], batch.backend.itemsize(batch.compute_dtype)
     keep_heap(batch.backend, batch.logits)
-    return plan(batch.shape, width, itemsize, budget_of(batch.memory, differentiable=False)).blocks
+    budget = budget_of(batch.backend, batch.memory, differentiable=False)
+    return plan(batch.shape, width, itemsize, budget).blocks
 
 
 def _slice_of(classes: Array) -> slice:
