@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
 class Kept(NamedTuple):
     """What a gradient needs of a loss that was evaluated before, beside its arguments."""
 
-    seen: Sequence[Array | None]  # top, rest and mass of each row; its target below the top
+    seen: Sequence[Array | None]  # of each row, see `_what_gradients_need`
     divisor: Scalar  # of the mean
 
 
@@ -111,9 +111,12 @@ def grad_of_kept(batch: Batch, kept: Kept) -> Array:
 def _reread(batch: Batch, block: RowIndex, kept: Kept) -> Reading:
     """A block as it was read when the loss was evaluated."""
     top, rest, mass, picked = (None if x is None else x[block] for x in kept.seen)
+    rows = rows_of(batch, block)
+    if isinstance(rows, IndexRows):
+        mass = rows.mass()
     numbers = FourNumbers(top, rest, mass, 0.0)  # no gradient needs dot
     glance = None if picked is None else Glance(top, rest, picked)
-    return Reading(rows_of(batch, block), Slab(numbers, None, None), glance)
+    return Reading(rows, Slab(numbers, None, None), glance)
 
 
 def _room_for_gradient(batch: Batch) -> Array:
@@ -222,12 +225,13 @@ def _of_block(batch: Batch, block: RowIndex, slabs: list[slice], wish: _Wish) ->
 
 
 def _what_gradients_need(batch: Batch, reading: Reading) -> list[Array | None]:
-    """Of each row: top, rest and mass, and of whole rows its target below the top."""
-    top, rest, mass, _ = reading.slab.numbers
-    rows, picked = reading.rows, None
-    if reading.seen is not None and isinstance(rows, IndexRows):
-        picked = reading.seen.shifted_at(batch.backend, rows.index)
-    return [top, rest, mass + batch.backend.xp.zeros_like(rest), picked]
+    """Of each row top and rest; the mass of probabilities, or a target's place below the top."""
+    (top, rest, mass, _), rows = reading.slab.numbers, reading.rows
+    if not isinstance(rows, IndexRows):
+        return [top, rest, mass, None]
+    seen = reading.seen
+    picked = None if seen is None else seen.shifted_at(batch.backend, rows.index)
+    return [top, rest, None, picked]
 
 
 def _counts(batch: Batch, cut: Plan) -> Counts:

@@ -113,6 +113,11 @@ class IndexRows(NamedTuple):
         even = slab.weighted_sum(backend, q.smoothing / q.classes, q.weight_of(classes))
         return share + q.even_mass(classes), dot + even
 
+    def mass(self) -> Scalar:
+        """Mass of whole rows, which their logits do not enter."""
+        share, q = self._share(), self.q
+        return share + q.even_mass(slice(0, q.classes)) if q.is_smooth else share
+
     def slope(self, slab: Spread | Glance, row: Pull, classes: slice) -> Slope:
         r"""Derivatives of `row.factor` times the loss by a slab of logits below their top.
 

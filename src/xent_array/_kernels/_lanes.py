@@ -60,6 +60,18 @@ def copy(to, x):
 
 
 @compiled
+def widen_to(to, x):
+    for k in range(len(x)):
+        to[k] = widen(x[k])
+
+
+@compiled
+def scale_to(to, factor, x):
+    for k in range(len(x)):
+        to[k] = factor * x[k]
+
+
+@compiled
 def settle(total, lost, x):
     for k in range(LANES):
         total[k], lost[k] = add_exactly(total[k], lost[k], x[k])

@@ -39,10 +39,12 @@ from xent_array._kernels._lanes import (
     line,
     place_of,
     raise_to,
+    scale_to,
     seen,
     settle,
     settled,
     sum_of,
+    widen_to,
 )
 
 #: How many numbers a lane adds up before the lanes are added, exactly, to the total.
@@ -109,8 +111,7 @@ def wide_stats(
         last_weight[: classes - whole] = weight[whole:]
     for i in range(rows):
         row = line(z, i, 0, classes)
-        for k in range(classes - whole):
-            last[k] = widen(row[whole + k])
+        widen_to(last, line(z, i, whole, classes - whole))
         high[:] = -np.inf
         for start in range(0, whole, LANES):
             raise_to(high, line(z, i, start, LANES))
@@ -153,7 +154,7 @@ def wide_grad(
     lanes = np.zeros((5, LANES), top.dtype)
     high, slope, buffer, share, last = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
     for i in range(rows):
-        row, grad = line(z, i, 0, classes), line(into, i, 0, classes)
+        grad = line(into, i, 0, classes)
         if kept.size and not kept[i]:
             for j in range(classes):
                 grad[j] = 0
@@ -162,14 +163,12 @@ def wide_grad(
         slope[:] = pull[i]
         for start in range(0, whole, LANES):
             if even.size:
-                for k in range(LANES):
-                    share[k] = even[i] * weight[start + k]
+                scale_to(share, even[i], weight[start : start + LANES])
             differentiate(buffer, line(z, i, start, LANES), high, scale, slope, share)
             copy(line(into, i, start, LANES), buffer)
-        for k in range(classes - whole):
-            last[k] = widen(row[whole + k])
-            if even.size:
-                share[k] = even[i] * weight[whole + k]
+        widen_to(last, line(z, i, whole, classes - whole))
+        if even.size:
+            scale_to(share, even[i], weight[whole:])
         differentiate(buffer, last, high, scale, slope, share)
         copy(grad[whole:], buffer)
         grad[index[i]] = narrow(chosen[i], grad[0])
@@ -183,9 +182,7 @@ def load(tile, z, row, rows, start, width):
     """Bring some classes of some rows into a tile, transposed unless rows are adjacent."""
     if z.strides[0] == z.itemsize:
         for c in range(width):
-            x, to = line(z, row, start + c, rows), tile[c]
-            for k in range(rows):
-                to[k] = widen(x[k])
+            widen_to(tile[c], line(z, row, start + c, rows))
     else:
         for k in range(rows):
             for c in range(width):
@@ -309,8 +306,7 @@ def lane_grad(
                 load(tile, z, row, here, start, width)
             for c in range(width):
                 if even.size:
-                    for k in range(LANES):
-                        share[k] = owed[k] * weight[start + c]
+                    scale_to(share, weight[start + c], owed)
                 if direct:
                     differentiate(buffer, line(z, row, start + c, LANES), high, scale, slope, share)
                 else:
