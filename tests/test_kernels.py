@@ -289,3 +289,12 @@ def test_tensors_are_read_by_the_kernels(name):
     assert loss.item() == float(ours)
     theirs = logits.grad.double().numpy()
     np.testing.assert_allclose(theirs, grad.astype(float), rtol=2e-2 if "16" in name else 1e-5)
+
+
+@pytest.mark.parametrize("classes", [40, 1000])
+def test_smoothing_beside_distant_classes_stays_finite(classes):
+    """What is far below the top, times how many classes, is beyond float32; the loss is not."""
+    logits = np.full((1, classes), -1e36, np.float32)
+    logits[0, 0] = 0
+    loss = float(xent_array.cross_entropy(logits, np.asarray([0]), label_smoothing=0.1))
+    assert loss == pytest.approx(0.1 * (classes - 1) / classes * 1e36, rel=1e-6)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -131,3 +132,28 @@ def test_a_forked_process_has_threads_of_its_own():
     environment = {**os.environ, SETTINGS[0]: "3"}
     done = subprocess.run([sys.executable, "-c", FORK], env=environment, timeout=120, check=False)
     assert done.returncode == 0
+
+
+def test_a_system_without_more_threads(monkeypatch):
+    """The call waits for the thread that began, and does the rest itself."""
+    _threads._forget()
+    monkeypatch.setenv(SETTINGS[0], "4")
+    start, left = threading.Thread.start, [1]
+
+    def start_one(thread):
+        if not left[0]:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    caller, done = threading.current_thread(), []
+
+    def work(item):
+        time.sleep(0.001 if threading.current_thread() is caller else 0.2)
+        done.append(item)
+
+    _threads.for_each(work, range(5), 4)
+    assert sorted(done) == [0, 1, 2, 3, 4]
+    monkeypatch.undo()
+    _threads._forget()

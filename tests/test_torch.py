@@ -444,3 +444,74 @@ def test_class_weights_on_the_models_device():
     weight = tensor(WEIGHT, dtype=torch.float64)
     torch.testing.assert_close(ours, F.cross_entropy(tensor(LOGITS), tensor(TARGET), weight))
     assert list(criterion.state_dict()) == ["weight"]
+
+
+def test_a_gradient_written_in_place_is_a_change_in_place():
+    """Also where it is NumPy that writes: torch's backward must not use what is gone."""
+    logits = tensor(LOGITS, requires_grad=True)
+    middle = logits * 1.0
+    loss = xent_array.cross_entropy(middle, tensor(TARGET))
+    held = middle.detach()
+    xent_array.cross_entropy_and_grad(held, tensor(TARGET), out=held)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_out_of_inference_mode():
+    with torch.inference_mode():
+        out = tensor(LOGITS).clone()
+        xent_array.cross_entropy_and_grad(tensor(LOGITS), tensor(TARGET), out=out)
+    with pytest.raises(ValueError, match="inference tensor"):
+        xent_array.cross_entropy_and_grad(tensor(LOGITS), tensor(TARGET), out=out)
+
+
+def test_out_that_is_a_negative_view():
+    """Of a conjugate's imaginary part: NumPy cannot see the sign, and torch writes."""
+    rows, classes = tensor(LOGITS).shape
+    out = torch.zeros(rows, classes, dtype=torch.complex128, device=DEVICE).conj().imag
+    _, grad = xent_array.cross_entropy_and_grad(tensor(LOGITS), tensor(TARGET), out=out)
+    expected = xent_array.cross_entropy_and_grad(tensor(LOGITS), tensor(TARGET))[1]
+    torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("rows", [6, 3000])
+def test_a_watched_loss_and_a_backward_that_is_not(rows):
+    """As in selective checkpointing: torch computes the one, NumPy the other."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    logits = torch.randn(rows, 50, device=DEVICE, dtype=torch.float64, requires_grad=True)
+    target = torch.arange(rows, device=DEVICE) % 50
+    weight = torch.rand(50, device=DEVICE, dtype=torch.float64)
+    with FlopCounterMode(display=False):
+        loss = xent_array.cross_entropy(logits, target, weight=weight)
+    loss.backward()
+    (expected,) = torch.autograd.grad(F.cross_entropy(logits, target, weight), logits)
+    torch.testing.assert_close(logits.grad, expected)
+
+
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_plain_tensors_inside_a_transform(needs_grad):
+    """The transform is over something else; the logits are closed over."""
+    logits, target = tensor(LOGITS, requires_grad=needs_grad), tensor(TARGET)
+    expected = F.cross_entropy(logits, target)
+    xent_array.cross_entropy(logits, target)
+
+    def scaled(s):
+        return s * xent_array.cross_entropy(logits, target)
+
+    one = torch.tensor(1.0, dtype=torch.float64, device=DEVICE)
+    torch.testing.assert_close(torch.func.grad(scaled)(one), expected)
+    many = torch.arange(3.0, dtype=torch.float64, device=DEVICE)
+    torch.testing.assert_close(torch.vmap(scaled)(many), many * expected)
+
+
+def test_a_graph_recorded_from_values_holds_for_others():
+    """No value is looked at while a graph is recorded: a target ignored later is ignored."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    logits, target = tensor(LOGITS), tensor(TARGET).clamp(min=0)
+    xent_array.cross_entropy(logits, target)
+    graph = make_fx(xent_array.cross_entropy)(logits, target)
+    torch.testing.assert_close(
+        graph(logits, tensor(TARGET)), F.cross_entropy(logits, tensor(TARGET))
+    )

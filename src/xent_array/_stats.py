@@ -67,7 +67,7 @@ class Glance(NamedTuple):
     top: Array
     rest: Array
     picked: Array  # scale·(z - top) at the index
-    fall: Array | None = None  # the sum of weight·scale·(z - top), where it was asked for
+    fall: Array | None = None  # the sum of share·weight·scale·(z - top), where it was asked for
 
     def shifted_at(self, _backend: Standard, _index: Array) -> Array:
         return self.picked
@@ -75,8 +75,8 @@ class Glance(NamedTuple):
     def exp_at(self, backend: Standard, _index: Array) -> Array:
         return backend.xp.exp(self.picked)
 
-    def weighted_sum(self, backend: Standard, share: Scalar, _weight: Array | None) -> Array:
-        return weighted(backend.xp, share, self.fall)
+    def weighted_sum(self, _backend: Standard, _share: Scalar, _weight: Array | None) -> Array:
+        return self.fall
 
 
 class FourNumbers(NamedTuple):

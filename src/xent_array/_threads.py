@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -34,20 +34,14 @@ def available() -> int:
 def for_each(function: Callable[[T], object], items: Iterable[T], threads: int) -> None:
     """Call `function` on every item, on that many threads, the caller's among them.
 
-    The caller takes items like the others, and does not wait for a thread that has not begun: so
-    calls may come from several threads, and from within a call. An exception ends the others after
-    the item they are at, and is raised here.
+    The caller takes items like the others, and waits for those that are at an item, not for threads
+    that have not begun: so calls may come from several threads, and from within a call. An
+    exception ends the others after the item they are at, and is raised here.
     """
     work = _Work(function, items)
-    helpers = _start(work.run, threads - 1)
-    try:
-        work.run()
-    finally:
-        work.stop()
-        begun = [helper for helper in helpers if not helper.cancel()]
-        errors = [error for helper in begun if (error := helper.exception()) is not None]
-    for error in errors:
-        raise error
+    _start(work.run, threads - 1)
+    work.run()
+    work.finish()
 
 
 class _Work:
@@ -56,33 +50,43 @@ class _Work:
     def __init__(self, function: Callable[[T], object], items: Iterable[T]) -> None:
         self._function = function
         self._items: Iterator[T] = iter(items)
-        self._taking = threading.Lock()
+        self._changing = threading.Condition()
+        self._inside = 0  # how many threads are at work
+        self._errors: list[BaseException] = []
 
     def run(self) -> None:
+        with self._changing:
+            self._inside += 1
         try:
             while (item := self._take()) is not _NONE_LEFT:
                 self._function(item)
-        finally:
-            self.stop()
+        except BaseException as error:
+            self._errors.append(error)
+        with self._changing:
+            self._items = iter(())
+            self._inside -= 1
+            self._changing.notify_all()
+
+    def finish(self) -> None:
+        """Wait for all that are at work; raise what one of them met."""
+        with self._changing:
+            self._changing.wait_for(lambda: not self._inside)
+        for error in self._errors:
+            raise error
 
     def _take(self) -> Any:
-        with self._taking:
+        with self._changing:
             return next(self._items, _NONE_LEFT)
 
-    def stop(self) -> None:
-        with self._taking:
-            self._items = iter(())
 
-
-def _start(task: Callable[[], None], threads: int) -> list[Future[None]]:
-    """Start the task on threads of the pool; on none while the interpreter shuts down."""
-    if threads < 1:
-        return []
-    pool = _shared_pool()
+def _start(task: Callable[[], None], threads: int) -> None:
+    """Start the task on threads of the pool, or on fewer where no more are to be had."""
+    pool = _shared_pool() if threads > 0 else None
     try:
-        return [pool.submit(task) for _ in range(threads)]
-    except RuntimeError:
-        return []
+        for _ in range(threads):
+            pool.submit(task)  # type: ignore[union-attr]
+    except RuntimeError:  # the interpreter shuts down, or the system has no more threads
+        return
 
 
 def _shared_pool() -> ThreadPoolExecutor:

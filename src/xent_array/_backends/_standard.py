@@ -92,6 +92,8 @@ class Standard:
 
     def shared(self, strides: tuple[int, ...], shape: tuple[int, ...]) -> str | None:
         """Why an array that repeats entries cannot be written to."""
+        if 0 in shape:
+            return None  # no entry repeats, whatever the strides
         repeats = any(step == 0 and n > 1 for step, n in zip(strides, shape, strict=True))
         return "its entries share memory" if repeats else None
 

@@ -43,7 +43,7 @@ class Backend(Standard):
         return x
 
     def memory(self, x: Array) -> Memory:
-        if torch.compiler.is_compiling() or torch._C._is_tracing() or _holds_no_values(x):
+        if torch.compiler.is_compiling() or _is_recorded() or _holds_no_values(x):
             return "opaque"
         return "host" if x.device.type == "cpu" else "device"
 
@@ -55,12 +55,16 @@ class Backend(Standard):
         return False
 
     def evaluator(self, x: Array) -> Standard:
-        numpy = numpy_backend() if self.memory(x) == "host" else None
+        # What counts or records operations is to see torch's.
+        watched = self.memory(x) != "host" or torch._C._len_torch_dispatch_stack()
+        numpy = None if watched else numpy_backend()
         return self if numpy is None else numpy
 
     def unwritable(self, x: Array) -> str | None:
         if x.requires_grad:
             return "it requires grad"
+        if x.is_inference() and not torch.is_inference_mode_enabled():
+            return "it is an inference tensor, outside inference mode"
         return super().unwritable(x) or self.shared(x.stride(), x.shape)
 
     def detached(self) -> contextlib.AbstractContextManager[Any]:
@@ -139,7 +143,7 @@ def _advise_huge_pages(x: Array) -> None:
 def numpy_backend() -> Standard | None:
     """What answers for NumPy's arrays on torch's memory; None: torch cannot make any."""
     try:
-        numpy = backend_of("x", torch.zeros(1).numpy())
+        numpy = backend_of("x", torch.zeros(1, device="cpu").numpy())
     except RuntimeError:  # torch has no NumPy beside it
         return None
 
@@ -168,6 +172,16 @@ def _numpy_bfloat16() -> Any:
     except ImportError as error:
         raise LookupError("bfloat16") from error
     return bfloat16
+
+
+def _is_recorded() -> bool:
+    """Whether what is computed now stands for other values: traced, faked, or transformed."""
+    if torch._C._is_tracing() or torch._C._are_functorch_transforms_active():
+        return True
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    modes = torch._C._TorchDispatchModeKey
+    return any(torch._C._get_dispatch_mode(mode) for mode in (modes.FAKE, modes.PROXY))
 
 
 def _holds_no_values(x: Array) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch.autograd import forward_ad
 
 from xent_array import _evaluate
-from xent_array._backends.torch import CONCRETE, numpy_backend, numpy_view
+from xent_array._backends.torch import CONCRETE, numpy_view
 from xent_array._batch import Arrays, Batch, apart, arrays_of, moved, together, with_kernels
 from xent_array._evaluate import Kept, Result
 from xent_array._namespace import Array
@@ -42,9 +42,14 @@ def value(batch: Batch) -> Result:
 def value_and_grad(batch: Batch) -> Result:
     """Evaluate the loss and its derivatives by the logits, constants to torch."""
     host = _in_numpy(batch)
-    if host is None:
+    if host is None or (batch.out is not None and batch.out.is_neg()):
         return _evaluate.value_and_grad(batch)
-    out = _room(batch) if batch.out is None else batch.out
+    if batch.out is None:
+        out = _room(batch)
+    else:
+        out = batch.out
+        if not out.is_inference():
+            torch.autograd.graph.increment_version(out)  # NumPy writes, and torch must know
     result = _evaluate.value_and_grad(host._replace(out=numpy_view(out)))
     return _in_torch(batch, result)._replace(grad_logits=out)
 
@@ -131,7 +136,9 @@ def _grad_of_kept(batch: Batch, kept: Kept) -> torch.Tensor:
         return derived
     out = _room(batch)
     seen = [None if x is None else numpy_view(x) for x in kept.seen]
-    _evaluate.grad_of_kept(host._replace(out=numpy_view(out)), Kept(seen, kept.divisor))
+    # The loss may have been torch's, where something watched it.
+    divisor = float(kept.divisor)
+    _evaluate.grad_of_kept(host._replace(out=numpy_view(out)), Kept(seen, divisor))
     return out
 
 
@@ -148,9 +155,8 @@ def _in_numpy(batch: Batch) -> Batch | None:
 
     Half logits are worth it only for a kernel: NumPy's own arithmetic would first widen them.
     """
-    watched = forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack()
-    numpy = numpy_backend() if batch.memory == "host" and not watched else None
-    if numpy is None:
+    numpy = batch.backend.evaluator(batch.logits)
+    if batch.memory != "host" or forward_ad._current_level >= 0 or numpy is batch.backend:
         return None
     try:
         arrays: list[Any] = list(arrays_of(batch))
