@@ -83,14 +83,10 @@ def theirs_over_ours(
 ) -> Measured:
     """How many times as long as ours the best of some peers takes, on each problem."""
 
-    def measured(results: Results, engine: str) -> list[Spread | None]:
-        us = ours(library, engine)
-        return [
-            hardest([results.ratio(problem, passage, peer, us) for peer in peers], min)
-            for problem in problems
-        ]
+    def ratio(results: Results, problem: Problem, us: str, peer: str) -> Spread | None:
+        return results.ratio(problem, passage, peer, us)
 
-    return measured
+    return contest(library, peers, problems, ratio, min)
 
 
 def ours_over_theirs(
@@ -98,10 +94,25 @@ def ours_over_theirs(
 ) -> Measured:
     """How many times as long as the best of some peers ours takes, on each problem."""
 
+    def ratio(results: Results, problem: Problem, us: str, peer: str) -> Spread | None:
+        return results.ratio(problem, passage, us, peer)
+
+    return contest(library, peers, problems, ratio, max)
+
+
+def contest(
+    library: str,
+    peers: tuple[str, ...],
+    problems: tuple[Problem, ...],
+    ratio: Callable[[Results, Problem, str, str], Spread | None],
+    choose: Callable[..., Spread],
+) -> Measured:
+    """The ratio to the strongest of some peers, on each problem."""
+
     def measured(results: Results, engine: str) -> list[Spread | None]:
         us = ours(library, engine)
         return [
-            hardest([results.ratio(problem, passage, us, peer) for peer in peers], max)
+            hardest([ratio(results, problem, us, peer) for peer in peers], choose)
             for problem in problems
         ]
 

@@ -18,7 +18,7 @@ from numba.extending import intrinsic, overload
 #: No flag of LLVM's that changes a result, but for a product and a sum rounded once (fma).
 EXACT: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
 
-f32, i32, i64, u32 = np.float32, np.int32, np.int64, np.uint32
+f32, i32, i64 = np.float32, np.int32, np.int64
 
 
 # --- bits and addresses

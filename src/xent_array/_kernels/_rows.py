@@ -99,9 +99,21 @@ def fall_of(z, i, whole, last, weight, last_weight, top, scale, below):
 
 @kernel
 def wide_stats(
-    like, address, rows, classes, row_step, class_step,
-    scale, weight, index, top, rest, picked, even, first,
-):  # fmt: skip
+    like,
+    address,
+    rows,
+    classes,
+    row_step,
+    class_step,
+    scale,
+    weight,
+    index,
+    top,
+    rest,
+    picked,
+    even,
+    first,
+):
     z = seen(like, address, rows, classes, row_step, class_step)
     whole = classes - classes % LANES
     lanes = np.zeros((5, LANES), top.dtype)
