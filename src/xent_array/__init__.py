@@ -4,6 +4,7 @@
 torch and any other library that follows the Python Array API standard.
 """
 
+from xent_array._linear import linear_cross_entropy, linear_cross_entropy_and_grad
 from xent_array._loss import CrossEntropyLoss, cross_entropy
 from xent_array._loss_and_grad import cross_entropy_and_grad
 from xent_array._rowwise import Stats
@@ -16,6 +17,8 @@ __all__ = [
     "Stats",
     "cross_entropy",
     "cross_entropy_and_grad",
+    "linear_cross_entropy",
+    "linear_cross_entropy_and_grad",
     "log_softmax",
     "logsumexp",
     "softmax",

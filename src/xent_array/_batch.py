@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -56,11 +57,40 @@ def gather(
 ) -> Batch:
     """Check a call whole, before any work, and lay it out as rows."""
     library = Library("logits", logits)
+    logits, axis = library.leader, class_axis(library, options.axis)
+    if out is not None:
+        out = library.writable("out", out)
+    shape = tuple(logits.shape)
+    batch = gathered(
+        library,
+        (logits,),
+        shape,
+        axis=axis,
+        target=target,
+        options=options,
+        grad_output=grad_output,
+    )
+    kernels = _kernels_for(library.backend, logits, batch.target, batch.softcap, batch.logit_scale)
+    return batch._replace(logits=logits, out=out, kernels=kernels)
+
+
+def gathered(
+    library: Library,
+    sources: Sequence[Array | None],
+    logits_shape: tuple[int, ...],
+    *,
+    axis: int,
+    target: Array,
+    options: Options,
+    grad_output: Array | None,
+) -> Batch:
+    """Check everything but the logits, which are made from `sources`, and of which there are none.
+
+    The library of a call is settled by its leading argument.
+    """
     backend = library.backend
     dtype = backend.compute_dtype(library.leader.dtype)
-    axis = class_axis(library, options.axis)
-    shape = tuple(library.leader.shape)
-    classes, shape = shape[axis], shape[:axis] + shape[axis + 1 :]
+    classes, shape = logits_shape[axis], logits_shape[:axis] + logits_shape[axis + 1 :]
     weight = class_weight(library, options.weight, classes, dtype)
     smoothing = library.scalar("label_smoothing", options.label_smoothing, dtype)
     where = row_mask(library, options.where, shape)
@@ -76,10 +106,10 @@ def gather(
         denominator = library.scalar("denominator", options.denominator, dtype)
     result_dtype = library.result_dtype(options.dtype)
     upstream = _upstream(library, grad_output, options.reduction, shape)
-    if out is not None:
-        out = library.writable("out", out)
     q = Smoothing(backend, classes, weight, smoothing)
-    checked = check_target(library, target, options, axis=axis, q=q, where=where)
+    checked = check_target(
+        library, target, options, shape=logits_shape, axis=axis, q=q, where=where
+    )
     if options.on_empty == "raise" and options.reduction == "mean":
         _raise_if_empty(library, checked, where, shape)
     others = (
@@ -104,7 +134,7 @@ def gather(
         shape,
         classes,
         axis,
-        library.leader,
+        None,
         checked,
         where,
         sample_weight,
@@ -113,10 +143,10 @@ def gather(
         z_loss,
         denominator,
         upstream,
-        out,
-        others_differentiable or backend.differentiates(library.leader),
+        None,
+        others_differentiable or backend.differentiates(*sources),
         not others_differentiable,
-        _kernels_for(backend, library.leader, checked, softcap, scale),
+        None,
     )
 
 

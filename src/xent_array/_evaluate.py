@@ -220,7 +220,7 @@ def _of_block(batch: Batch, block: RowIndex, slabs: list[slice], wish: _Wish) ->
     if batch.reduction == "none":
         return Outcome(loss, None, grad, stats, seen)
     if batch.reduction == "mean" and wish.gradient is None:
-        counts = _counts_of_block(batch, block, reading.rows)
+        counts = counts_of_block(batch, block, reading.rows)
     return Outcome(batch.backend.total(loss), counts, grad, stats, seen)
 
 
@@ -237,14 +237,15 @@ def _what_gradients_need(batch: Batch, reading: Reading) -> list[Array | None]:
 def _counts(batch: Batch, cut: Plan) -> Counts:
     """What the mean divides by, from the targets alone: a gradient must know it before."""
     if len(cut.blocks) == 1 or batch.backend.maps_rows:
-        return _counts_of_block(batch, (...,), rows_of(batch, (...,)))
+        return counts_of_block(batch, (...,), rows_of(batch, (...,)))
     parts = Assembly(batch.backend, (len(cut.blocks),))
     for place, block in enumerate(cut.blocks):
-        parts.put(place, _counts_of_block(batch, block, rows_of(batch, block)))
+        parts.put(place, counts_of_block(batch, block, rows_of(batch, block)))
     return Counts(*_totals(batch, parts))
 
 
-def _counts_of_block(batch: Batch, block: RowIndex, rows: TargetRows) -> Counts:
+def counts_of_block(batch: Batch, block: RowIndex, rows: TargetRows) -> Counts:
+    """What the mean over some rows divides by."""
     return count_rows(batch.backend, weight_of(batch, block, rows), rows.kept)
 
 

@@ -32,13 +32,13 @@ def check_target(
     target: Array,
     options: Options,
     *,
+    shape: tuple[int, ...],
     axis: int,
     q: Smoothing,
     where: Array | None,
 ) -> Target:
-    """Tell class indices from probabilities and check them; `axis` is the class axis of logits."""
+    """Tell class indices from probabilities and check them; `shape` and `axis` are the logits'."""
     target = library.admit("target", target)
-    shape = tuple(library.leader.shape)
     if library.backend.is_integer(target.dtype):
         _check_index_shape(target, shape, axis)
         return _indices(library, target, q, where, options)

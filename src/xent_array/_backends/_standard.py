@@ -18,6 +18,9 @@ Memory = Literal["host", "device", "opaque"]
 #: Dtypes too coarse to compute in: their rows are computed in float32.
 HALF = ("float16", "bfloat16")
 
+#: Bytes of a matrix that is made to be used at once, small enough to stay in cache.
+PIECE_BYTES = 1 << 23
+
 
 class Standard:
     """Answers about the arrays of one library, each in the words of the standard.
@@ -41,6 +44,9 @@ class Standard:
 
     #: Whether arrays are graphs of chunks, to be evaluated later.
     chunked = False
+
+    #: Whether half matrices are multiplied as they are, their products summed in float32.
+    multiplies_half = False
 
     def __init__(self, xp: Any) -> None:
         self.xp = xp
@@ -232,9 +238,37 @@ class Standard:
         """Entries of the vector `x` at an `index` of any shape."""
         return self.xp.reshape(self.xp.take(x, self.xp.reshape(index, (-1,))), index.shape)
 
-    def room(self, shape: tuple[int, ...], like: Array) -> Array:
-        """Memory for a large result, of the dtype and on the device of another array."""
-        return self.xp.empty(tuple(shape), dtype=like.dtype, device=self.device(like))
+    def room(self, shape: tuple[int, ...], like: Array, dtype: Any = None) -> Array:
+        """Memory for a large result, on the device of `like` and, if not told, of its dtype."""
+        dtype = like.dtype if dtype is None else dtype
+        return self.xp.empty(tuple(shape), dtype=dtype, device=self.device(like))
+
+    # --- matrices
+
+    def autocast(self, x: Array) -> Array:
+        """`x` in the dtype that the library would multiply it in, where it has such a mode."""
+        return x
+
+    def affine(self, x: Array, weight: Array, bias: Array | None, room: Array | None) -> Array:
+        """``x · weightᵀ + bias``, written to `room` where there is any."""
+        if room is None:
+            product = self.xp.matmul(x, weight.T)
+            return product if bias is None else product + bias
+        self.first_product(room, x, weight.T)
+        if bias is not None:
+            room += bias
+        return room
+
+    def first_product(self, total: Array, a: Array, b: Array) -> None:
+        """Write ``a · b`` to `total`."""
+        total[...] = self.cast(self.xp.matmul(a, b), total.dtype)
+
+    def add_product(self, total: Array, a: Array, b: Array) -> None:
+        """Add ``a · b`` to `total`, piece by piece: the product takes as much memory as a piece."""
+        step = max(1, PIECE_BYTES // max(1, total.shape[1] * self.itemsize(total.dtype)))
+        for start in range(0, total.shape[0], step):
+            rows = slice(start, min(start + step, total.shape[0]))
+            total[rows, :] += self.cast(self.xp.matmul(a[rows, :], b), total.dtype)
 
     def finalize(self, x: Array, dtype: Any) -> Array:
         """Hand a result to the caller: an array, never a scalar, of `dtype`."""

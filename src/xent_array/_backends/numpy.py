@@ -110,6 +110,9 @@ class Backend(NumpyDtypes):
     def take(self, x: Array, index: Array) -> Array:
         return x[index]
 
+    def first_product(self, total: Array, a: Array, b: Array) -> None:
+        np.matmul(a, b, out=total)
+
     def finalize(self, x: Array, dtype: Any) -> Array:
         return np.asarray(x, dtype=dtype)
 

@@ -30,6 +30,7 @@ _INTEGERS = frozenset(
 class Backend(Standard):
     #: torch sums by a cascade, along any axis, whose lane with the 1 is off by up to 20 units.
     trusted_sum = 3.0
+    multiplies_half = True
 
     def admit(self, name: str, x: Array) -> Array:
         if type(x) not in CONCRETE and type(x).__module__.startswith("torch.distributed"):
@@ -120,8 +121,34 @@ class Backend(Standard):
     def take(self, x: Array, index: Array) -> Array:
         return x[index]
 
-    def room(self, shape: tuple[int, ...], like: Array) -> Array:
-        room = torch.empty(shape, dtype=like.dtype, device=like.device)
+    def autocast(self, x: Array) -> Array:
+        # As F.linear, which autocast hands its arguments in the dtype it chose, float64 apart.
+        kind = x.device.type
+        if x.dtype is torch.float64 or not torch.is_autocast_enabled(kind):
+            return x
+        return x.to(torch.get_autocast_dtype(kind))
+
+    def first_product(self, total: Array, a: Array, b: Array) -> None:
+        if a.dtype is total.dtype:
+            torch.mm(a, b, out=total)
+        else:
+            super().first_product(total, a, b)
+
+    def affine(self, x: Array, weight: Array, bias: Array | None, room: Array | None) -> Array:
+        if room is None:
+            return torch.nn.functional.linear(x, weight, bias)
+        if bias is None:
+            return torch.mm(x, weight.T, out=room)
+        return torch.addmm(bias, x, weight.T, out=room)
+
+    def add_product(self, total: Array, a: Array, b: Array) -> None:
+        if a.dtype is total.dtype:
+            total.addmm_(a, b)
+        else:
+            super().add_product(total, a, b)
+
+    def room(self, shape: tuple[int, ...], like: Array, dtype: Any = None) -> Array:
+        room = torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
         if room.is_cpu and room.nbytes >= _WORTH_HUGE_PAGES:
             _advise_huge_pages(room)
         return room

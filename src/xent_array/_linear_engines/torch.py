@@ -1,0 +1,93 @@
+"""torch: gradients formed with the loss, tile by tile, and kept for plain backward.
+
+A sum over rows knows its derivatives but for one factor: three matrix products suffice. Losses per
+row have a factor each, so their logits are made again. In every other mode of torch's, and for
+derivatives of derivatives, torch differentiates the array code, which holds the logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch.autograd import forward_ad
+
+from xent_array import _engines
+from xent_array._batch import Arrays, apart, together
+from xent_array._evaluate import Result
+from xent_array._projected import Parts, Projected
+from xent_array._tiles import Wanted, evaluate_tiles
+
+
+def value(call: Projected) -> Result:
+    """Evaluate the loss with a rule for its gradients, where that is all there is."""
+    batch = call.batch
+    seen = batch.memory != "opaque" and forward_ad._current_level < 0
+    if seen and not batch.differentiable:
+        return evaluate_tiles(call)[0]
+    if seen and batch.logits_alone and not batch.return_stats:
+        loss = _Loss.apply(*call.parts, call)  # type: ignore[no-untyped-call]
+        return Result(loss, None, None)
+    return _whole(call)
+
+
+def _whole(call: Projected) -> Result:
+    logits = torch.nn.functional.linear(*call.parts)
+    return _engines.evaluate(call.batch._replace(logits=logits))
+
+
+class _Loss(torch.autograd.Function):
+    """The loss of a call, all of whose tensors are handed to torch to be kept for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> torch.Tensor:
+        *parts, call = arguments
+        features, weight, bias, _ = ctx.needs_input_grad
+        wanted = Wanted(features, weight, bias, wide=True)
+        per_row = call.batch.reduction == "none"
+        result, grads = evaluate_tiles(call, None if per_row else wanted)
+        ctx.batch, arrays = apart(call.batch, torch.Tensor)
+        ctx.save_for_backward(*(grads or (None,) * 3), *parts, *arrays)
+        return cast("torch.Tensor", result.loss)
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
+        grads, parts = Parts(*saved[:3]), Parts(*saved[3:6])
+        batch = together(ctx.batch, Arrays(*saved[6:]))
+        needed = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled() or batch.backend.memory(grad_loss) == "opaque":
+            return (*_derived(Projected(batch, parts, None), needed, grad_loss), None)
+        if batch.reduction == "none":
+            upstream = grad_loss.broadcast_to(batch.shape)[..., None]
+            call = Projected(batch._replace(grad_output=upstream), parts, None)
+            _, made = evaluate_tiles(call, Wanted(*needed))
+            return (*map(_shaped, made or grads, parts), None)
+        return (*(_scaled(g, x, grad_loss) for g, x in zip(grads, parts, strict=True)), None)
+
+
+def _scaled(
+    grad: torch.Tensor | None, like: torch.Tensor, factor: torch.Tensor
+) -> torch.Tensor | None:
+    """A kept gradient times the factor of its loss, in the dtype and shape of its argument."""
+    if grad is not None and not (factor.is_cpu and float(factor) == 1.0):
+        # What no row that counts has part in stays 0, be the factor infinite.
+        grad = torch.where(grad == 0.0, grad, grad * factor)
+    return _shaped(grad, like)
+
+
+def _shaped(grad: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
+    return None if grad is None else grad.to(like.dtype).reshape(like.shape)
+
+
+def _derived(
+    call: Projected, needed: tuple[bool, ...], grad_loss: torch.Tensor
+) -> list[torch.Tensor | None]:
+    """The gradients as torch derives them: to be differentiated again, or by many vectors."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        aliases = [None if x is None else x.view_as(x) for x in call.parts]
+        loss = _whole(call._replace(parts=Parts(*aliases))).loss
+        inputs = [x for x, need in zip(aliases, needed, strict=True) if need and x is not None]
+        grads = iter(torch.autograd.grad(loss, inputs, grad_loss, create_graph=again))
+    return [next(grads) if need else None for need in needed]

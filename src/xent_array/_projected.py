@@ -1,0 +1,129 @@
+"""A call whose logits are a linear projection of features: checked, and made tile by tile.
+
+    logits = features · linear_weightᵀ + linear_bias
+
+A *tile* is a run of rows, whose logits are made, read and dropped: a batch of the loss like any.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from xent_array._arguments import Library
+from xent_array._backends import dtype_name
+from xent_array._batch import Batch, gathered, with_kernels
+from xent_array._namespace import Array
+from xent_array._options import Options
+
+
+class Parts(NamedTuple):
+    """What logits are made of, or the derivatives by it; None: there is none, or none is wanted."""
+
+    features: Array  # (rows, H)
+    linear_weight: Array  # (C, H)
+    linear_bias: Array | None  # (C,)
+
+
+class Projected(NamedTuple):
+    """The checked arguments: a batch that has no logits, and what they are made of."""
+
+    batch: Batch
+    parts: Parts
+    upstream: Array | None  # what the derivatives of a reduced loss are multiplied by
+
+
+def gather_projected(
+    parts: Parts, target: Array, options: Options, *, grad_output: Array | None = None
+) -> Projected:
+    """Check a call whole, before any work."""
+    library = Library("features", parts.features)
+    features = library.leader = library.backend.autocast(library.leader)
+    shape = tuple(features.shape)
+    if not shape:
+        raise ValueError("features must have an axis of features, got shape ()")
+    weight = _matching(library, "linear_weight", parts.linear_weight)
+    if weight.ndim != 2 or weight.shape[1] != shape[-1]:
+        raise ValueError(
+            f"linear_weight must have shape (classes, {shape[-1]}) for features of shape {shape}; "
+            f"got shape {tuple(weight.shape)}"
+        )
+    classes = weight.shape[0]
+    if classes == 0:
+        raise ValueError(
+            f"linear_weight of shape {tuple(weight.shape)} must have at least one class"
+        )
+    bias = parts.linear_bias
+    if bias is not None:
+        bias = _matching(library, "linear_bias", bias)
+        if tuple(bias.shape) != (classes,):
+            raise ValueError(
+                f"linear_bias must have shape ({classes},) for linear_weight of shape "
+                f"{tuple(weight.shape)}; got shape {tuple(bias.shape)}"
+            )
+    sources = Parts(features, weight, bias)
+    logits_shape = (*shape[:-1], classes)
+    batch = gathered(
+        library,
+        sources,
+        logits_shape,
+        axis=len(shape) - 1,
+        target=target,
+        options=options,
+        grad_output=grad_output,
+    )
+    if options.reduction == "none":
+        return Projected(batch, sources, None)
+    return Projected(batch._replace(grad_output=None), sources, grad_output)
+
+
+def _matching(library: Library, name: str, x: Array) -> Array:
+    """Return argument `name` if it can be multiplied with the features."""
+    x = library.backend.autocast(library.floating(name, library.admit(name, x)))
+    if x.dtype != library.leader.dtype:
+        raise TypeError(
+            f"{name} must have the dtype of features, {dtype_name(library.leader.dtype)}; "
+            f"got {dtype_name(x.dtype)}"
+        )
+    return x
+
+
+def flattened(call: Projected) -> Projected:
+    """The same with its rows along one axis: views, where memory allows it."""
+    batch, parts, upstream = call
+    reshape = batch.backend.xp.reshape
+
+    def flat(x: Array | None) -> Array | None:
+        if x is None or x.ndim == 2:
+            return x
+        return reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+
+    rows = batch._replace(
+        shape=(math.prod(batch.shape),),
+        axis=1,
+        target=batch.target.renewed(batch.target.q, flat(batch.target.column)),
+        where=flat(batch.where),
+        sample_weight=flat(batch.sample_weight),
+        grad_output=flat(batch.grad_output),
+    )
+    return Projected(rows, parts._replace(features=flat(parts.features)), upstream)
+
+
+def tile(batch: Batch, rows: slice, logits: Array) -> Batch:
+    """Some rows of a flattened batch, with the logits made for them; reduced to their sum."""
+
+    def cut(x: Array | None) -> Array | None:
+        return None if x is None else x[rows, :]
+
+    here = batch._replace(
+        shape=tuple(logits.shape[:1]),
+        logits=logits,
+        memory=batch.backend.memory(logits),
+        target=batch.target.renewed(batch.target.q, cut(batch.target.column)),
+        where=cut(batch.where),
+        sample_weight=cut(batch.sample_weight),
+        grad_output=cut(batch.grad_output),
+        reduction="none" if batch.reduction == "none" else "sum",
+        result_dtype=batch.compute_dtype,
+    )
+    return here if batch.differentiable else with_kernels(here)

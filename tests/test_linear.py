@@ -1,0 +1,247 @@
+"""linear_cross_entropy: the loss and the gradients of a projection whose logits are never held."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import xent_array
+from xent_array import _tiles
+
+from arrays import dtype_of, make, to_numpy
+
+RNG = np.random.default_rng(3)
+N, H, C = 7, 5, 11
+FEATURES, LINEAR_WEIGHT, LINEAR_BIAS = (RNG.normal(size=size) for size in [(N, H), (C, H), (C,)])
+TARGET = np.asarray([0, 3, 10, -100, 2, 2, 7])
+PROBABILITIES = RNG.dirichlet(np.ones(C), size=N)
+OPTIONS = {
+    "plain": {},
+    "weights": {"weight": RNG.uniform(0.5, 2, size=C), "label_smoothing": 0.1},
+    "rows": {"sample_weight": RNG.uniform(0.5, 2, size=N), "where": np.arange(N) != 1},
+    "shape": {"softcap": 3.0, "logit_scale": -0.7, "z_loss": 0.01},
+}
+TARGETS = pytest.mark.parametrize("target", [TARGET, PROBABILITIES], ids=["index", "probabilities"])
+REDUCTIONS = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+
+
+@pytest.fixture(params=[1, 3, 100], ids="{}-row tiles".format)
+def tile_rows(request, monkeypatch):
+    monkeypatch.setattr(_tiles, "TILE_BYTES", 8 * C * request.param)
+
+
+def arrays(xp, options, dtype=None):
+    return {
+        name: make(xp, value, dtype if value.dtype.kind == "f" else None)
+        if isinstance(value, np.ndarray)
+        else value
+        for name, value in options.items()
+    }
+
+
+def by_hand(target, bias, options, grad_output=None):
+    """Loss and gradients of the logits held as a whole, in float64."""
+    logits = FEATURES @ LINEAR_WEIGHT.T + (0.0 if bias is None else bias)
+    loss, g = xent_array.cross_entropy_and_grad(logits, target, grad_output=grad_output, **options)
+    return loss, (g @ LINEAR_WEIGHT, g.T @ FEATURES, None if bias is None else g.sum(axis=0))
+
+
+@TARGETS
+@REDUCTIONS
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.usefixtures("tile_rows")
+def test_equals_the_loss_of_the_logits(xp, target, reduction, options):
+    """In value and gradients, with a bias and without, however rows are cut into tiles."""
+    options = {**options, "reduction": reduction}
+    for bias in (None, LINEAR_BIAS):
+        expected, slopes = by_hand(target, bias, options)
+        given = {**arrays(xp, options), "linear_bias": None if bias is None else make(xp, bias)}
+        arguments = make(xp, FEATURES), make(xp, LINEAR_WEIGHT), make(xp, target)
+        loss, grads = xent_array.linear_cross_entropy_and_grad(*arguments, **given)
+        alone = xent_array.linear_cross_entropy(*arguments, **given)
+        np.testing.assert_allclose(to_numpy(loss), expected, rtol=1e-13)
+        np.testing.assert_allclose(to_numpy(alone), expected, rtol=1e-13)
+        for ours, theirs in zip(grads, slopes, strict=True):
+            if theirs is None:
+                assert ours is None
+            else:
+                np.testing.assert_allclose(to_numpy(ours), theirs, rtol=1e-11, atol=1e-14)
+
+
+@REDUCTIONS
+@pytest.mark.usefixtures("tile_rows")
+def test_grad_output(xp, reduction):
+    upstream = np.arange(1.0, N + 1) if reduction == "none" else np.asarray(3.0)
+    _, slopes = by_hand(TARGET, LINEAR_BIAS, {"reduction": reduction}, grad_output=upstream)
+    _, grads = xent_array.linear_cross_entropy_and_grad(
+        *(make(xp, x) for x in (FEATURES, LINEAR_WEIGHT, TARGET)),
+        linear_bias=make(xp, LINEAR_BIAS),
+        reduction=reduction,
+        grad_output=make(xp, upstream),
+    )
+    for ours, theirs in zip(grads, slopes, strict=True):
+        np.testing.assert_allclose(to_numpy(ours), theirs, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(H,), (1, H), (2, 3, H), (0, H)])
+def test_any_number_of_axes(xp, shape):
+    """The class axis of the logits is the last."""
+    features = RNG.normal(size=shape)
+    target = RNG.integers(0, C, shape[:-1])
+    expected, stats = xent_array.cross_entropy(
+        features @ LINEAR_WEIGHT.T, target, axis=-1, reduction="none", return_stats=True
+    )
+    arguments = make(xp, features), make(xp, LINEAR_WEIGHT), make(xp, target)
+    options = {"reduction": "none", "return_stats": True}
+    loss, (grad, *_), found = xent_array.linear_cross_entropy_and_grad(*arguments, **options)
+    assert tuple(grad.shape) == shape
+    np.testing.assert_allclose(to_numpy(loss), expected, rtol=1e-13)
+    for ours, theirs in zip(found, stats, strict=True):
+        np.testing.assert_allclose(to_numpy(ours), theirs, rtol=1e-13)
+
+
+@pytest.mark.usefixtures("tile_rows")
+def test_a_mean_of_nothing(xp):
+    arguments = [make(xp, x) for x in (FEATURES, LINEAR_WEIGHT, np.full(N, -100))]
+    loss, grads = xent_array.linear_cross_entropy_and_grad(*arguments)
+    assert np.isnan(to_numpy(loss))
+    assert all((to_numpy(grad) == 0).all() for grad in grads[:2])
+    assert float(xent_array.linear_cross_entropy(*arguments, on_empty="zero")) == 0.0
+
+
+ERRORS = [
+    ({"linear_weight": np.ones((C, H + 1))}, ValueError,
+     "linear_weight must have shape (classes, 5) for features of shape (7, 5); got shape (11, 6)"),
+    ({"linear_weight": np.ones(H)}, ValueError,
+     "linear_weight must have shape (classes, 5) for features of shape (7, 5); got shape (5,)"),
+    ({"linear_weight": np.ones((0, H))}, ValueError,
+     "linear_weight of shape (0, 5) must have at least one class"),
+    ({"linear_weight": np.ones((C, H), "float32")}, TypeError,
+     "linear_weight must have the dtype of features, float64; got float32"),
+    ({"linear_weight": [[1.0] * H]}, TypeError, "linear_weight must be an array, got list"),
+    ({"linear_bias": np.ones(H)}, ValueError,
+     "linear_bias must have shape (11,) for linear_weight of shape (11, 5); got shape (5,)"),
+    ({"linear_bias": np.ones(C, int)}, TypeError,
+     "linear_bias must have a real floating dtype, got int64"),
+    ({"features": np.asarray(1.0)}, ValueError, "features must have an axis of features"),
+    ({"features": np.ones((N, H), int)}, TypeError, "features must have a real floating dtype"),
+    ({"target": np.zeros(N + 1, int)}, ValueError, "target of dtype int64 holds class indices"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changed", "error", "text"), ERRORS)
+def test_bad_input_is_refused(xp, changed, error, text):
+    call = {"features": FEATURES, "linear_weight": LINEAR_WEIGHT, "target": TARGET, **changed}
+    with pytest.raises(error, match=f"^{re.escape(text)}"):
+        xent_array.linear_cross_entropy(**arrays(xp, call))
+
+
+@pytest.mark.needs("half")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.usefixtures("tile_rows")
+def test_half_features(xp, dtype):
+    """Gradients in the dtype of what they belong to, within the rounding of their parts."""
+    call = {
+        "features": FEATURES,
+        "linear_weight": LINEAR_WEIGHT,
+        "target": TARGET,
+        "linear_bias": LINEAR_BIAS,
+    }
+    loss, grads = xent_array.linear_cross_entropy_and_grad(**arrays(xp, call, dtype))
+    expected, slopes = by_hand(TARGET, LINEAR_BIAS, {})
+    rough = {"float16": 4e-3, "bfloat16": 3e-2}[dtype]
+    np.testing.assert_allclose(to_numpy(loss), expected, rtol=rough)
+    for ours, theirs in zip(grads, slopes, strict=True):
+        assert dtype_of(ours) == dtype
+        np.testing.assert_allclose(to_numpy(ours), theirs, atol=rough)
+
+
+def leaves(*values):
+    return [torch.tensor(value, requires_grad=True) for value in values]
+
+
+@TARGETS
+@REDUCTIONS
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.usefixtures("tile_rows")
+def test_torch_differentiates(target, reduction, options):
+    """Backward equals that of the logits held as a whole, for what requires grad and no more."""
+    given = {**arrays(torch, options), "reduction": reduction}
+    for needs in itertools.product([False, True], repeat=3):
+        ours, theirs = (
+            [x.requires_grad_(need) for x, need in zip(leaves(*PARTS), needs, strict=True)]
+            for _ in range(2)
+        )
+        loss = xent_array.linear_cross_entropy(
+            *ours[:2], torch.tensor(target), linear_bias=ours[2], **given
+        )
+        logits = torch.nn.functional.linear(*theirs)
+        expected = xent_array.cross_entropy(logits, torch.tensor(target), **given)
+        torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
+        if any(needs):
+            factor = torch.rand(loss.shape, dtype=torch.float64) + 0.5
+            loss.backward(factor)
+            expected.backward(factor)
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-11, atol=1e-14)
+
+
+PARTS = (FEATURES, LINEAR_WEIGHT, LINEAR_BIAS)
+
+
+@REDUCTIONS
+@pytest.mark.usefixtures("tile_rows")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_torch_differentiates_twice_and_forward(reduction):
+    def loss(features, weight, bias):
+        return xent_array.linear_cross_entropy(
+            features, weight, torch.tensor(TARGET), linear_bias=bias, reduction=reduction
+        )
+
+    assert torch.autograd.gradcheck(loss, leaves(*PARTS), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(loss, leaves(*PARTS))
+
+
+def test_torch_transforms_and_compiles():
+    features, weight = map(torch.tensor, PARTS[:2])
+    target = torch.tensor(TARGET)
+
+    def loss(weight, features):
+        return xent_array.linear_cross_entropy(features, weight, target)
+
+    expected = xent_array.linear_cross_entropy_and_grad(features, weight, target)[1]
+    grad = torch.func.grad(loss)(weight, features)
+    torch.testing.assert_close(grad, expected[1], rtol=1e-11, atol=1e-14)
+    both = torch.func.vmap(torch.func.grad(loss), (None, 0))(weight, torch.stack([features] * 2))
+    torch.testing.assert_close(both[1], expected[1], rtol=1e-11, atol=1e-14)
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    weight.requires_grad_()
+    compiled(weight, features).backward()
+    torch.testing.assert_close(weight.grad, expected[1], rtol=1e-11, atol=1e-14)
+
+
+def test_torch_autocast():
+    """As F.linear: multiplied in the chosen dtype, a float32 loss, gradients as their leaves."""
+    features, weight = (torch.tensor(x, dtype=torch.float32) for x in PARTS[:2])
+    weight.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = xent_array.linear_cross_entropy(features, weight, torch.tensor(TARGET))
+    loss.backward()
+    assert loss.dtype is weight.grad.dtype is torch.float32
+    _, (_, expected, _) = by_hand(TARGET, None, {})
+    np.testing.assert_allclose(to_numpy(weight.grad), expected, atol=3e-2)
+
+
+def test_torch_keeps_nothing_of_the_logits():
+    """What is kept for backward is no larger than arguments and gradients."""
+    features = torch.randn(64, 4, requires_grad=True)
+    weight = torch.randn(1000, 4, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.append(x.numel()) or x, lambda x: x
+    ):
+        xent_array.linear_cross_entropy(features, weight, torch.zeros(64, dtype=torch.int64))
+    assert max(kept) == weight.numel()
