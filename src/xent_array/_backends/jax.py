@@ -64,6 +64,11 @@ class Backend(Standard):
         room = jax.tree.map(lambda x: jax.lax.empty((length, *x.shape[1:]), x.dtype), parts)
         return jax.lax.fori_loop(0, -(-length // size), step, room)
 
+    def affine(self, x: Array, weight: Array, bias: Array | None, room: Array | None) -> Array:
+        dtype = self.compute_dtype(x.dtype)  # halves are multiplied as they are, and summed in it
+        product = jnp.matmul(x, weight.T, preferred_element_type=dtype)
+        return product if bias is None else product + bias
+
     def dtype(self, dtype: Any) -> Any:
         chosen = jnp.dtype(dtype)
         if jax.dtypes.canonicalize_dtype(chosen) != chosen:

@@ -12,9 +12,9 @@ from typing import Any, cast
 import torch
 from torch.autograd import forward_ad
 
-from xent_array import _engines
 from xent_array._batch import Arrays, apart, together
 from xent_array._evaluate import Result
+from xent_array._linear_engines import at_once, in_tiles
 from xent_array._projected import Parts, Projected
 from xent_array._tiles import Wanted, evaluate_tiles
 
@@ -24,16 +24,18 @@ def value(call: Projected) -> Result:
     batch = call.batch
     seen = batch.memory != "opaque" and forward_ad._current_level < 0
     if seen and not batch.differentiable:
-        return evaluate_tiles(call)[0]
+        return in_tiles.value(call)
     if seen and batch.logits_alone and not batch.return_stats:
         loss = _Loss.apply(*call.parts, call)  # type: ignore[no-untyped-call]
         return Result(loss, None, None)
-    return _whole(call)
+    return at_once.value(call)
 
 
-def _whole(call: Projected) -> Result:
-    logits = torch.nn.functional.linear(*call.parts)
-    return _engines.evaluate(call.batch._replace(logits=logits))
+def value_and_grads(call: Projected) -> tuple[Result, Parts]:
+    """Evaluate the loss and its gradients, constants to torch."""
+    if call.batch.memory == "opaque":
+        return at_once.value_and_grads(call)
+    return in_tiles.value_and_grads(call)
 
 
 class _Loss(torch.autograd.Function):
@@ -87,7 +89,7 @@ def _derived(
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         aliases = [None if x is None else x.view_as(x) for x in call.parts]
-        loss = _whole(call._replace(parts=Parts(*aliases))).loss
+        loss = at_once.value(call._replace(parts=Parts(*aliases))).loss
         inputs = [x for x, need in zip(aliases, needed, strict=True) if need and x is not None]
         grads = iter(torch.autograd.grad(loss, inputs, grad_loss, create_graph=again))
     return [next(grads) if need else None for need in needed]

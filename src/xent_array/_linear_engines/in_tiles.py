@@ -1,0 +1,21 @@
+"""Tile by tile: values that can be seen, which nobody differentiates."""
+
+from __future__ import annotations
+
+from xent_array._evaluate import Result
+from xent_array._projected import Parts, Projected
+from xent_array._tiles import Wanted, evaluate_tiles
+
+
+def value(call: Projected) -> Result:
+    """Evaluate the loss."""
+    return evaluate_tiles(call)[0]
+
+
+def value_and_grads(call: Projected) -> tuple[Result, Parts]:
+    """Evaluate the loss and its derivatives by all that the logits are made of."""
+    features, _, bias = call.parts
+    result, grads = evaluate_tiles(call, Wanted(True, True, bias is not None))
+    assert grads is not None
+    shaped = call.batch.backend.xp.reshape(grads.features, features.shape)
+    return result, grads._replace(features=shaped)

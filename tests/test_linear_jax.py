@@ -1,0 +1,101 @@
+"""linear_cross_entropy in JAX: every transform, and no more memory than a tile takes."""
+
+import functools
+
+import numpy as np
+import pytest
+
+import xent_array
+from xent_array import _tiles
+
+jax = pytest.importorskip("jax")
+jnp = jax.numpy
+check_grads = pytest.importorskip("jax.test_util").check_grads
+
+pytestmark = pytest.mark.library("jax")
+
+RNG = np.random.default_rng(3)
+N, H, C = 7, 5, 11
+PARTS = tuple(RNG.normal(size=size) for size in [(N, H), (C, H), (C,)])
+TARGET = np.asarray([0, 3, 10, -100, 2, 2, 7])
+WEIGHT = RNG.uniform(0.5, 2, size=C)
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(params=[1, 3, 100], ids="{}-row tiles".format)
+def tile_rows(request, monkeypatch):
+    monkeypatch.setattr(_tiles, "TILE_BYTES", 8 * C * request.param)
+
+
+def held(features, linear_weight, bias, class_weight, smoothing, **options):
+    logits = features @ linear_weight.T + bias
+    return xent_array.cross_entropy(
+        logits, jnp.asarray(TARGET), weight=class_weight, label_smoothing=smoothing, **options
+    )
+
+
+def ours(features, linear_weight, bias, class_weight, smoothing, **options):
+    return xent_array.linear_cross_entropy(
+        features,
+        linear_weight,
+        jnp.asarray(TARGET),
+        linear_bias=bias,
+        weight=class_weight,
+        label_smoothing=smoothing,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.usefixtures("tile_rows")
+def test_every_transform(reduction):
+    """Of everything that is an array, class weights and label smoothing among it."""
+    arguments = (*map(jnp.asarray, PARTS), jnp.asarray(WEIGHT), jnp.asarray(0.1))
+    every = tuple(range(5))
+    pairs = []
+    for loss in (ours, held):
+        total = functools.partial(lambda f, *x: jnp.sum(f(*x, reduction=reduction) ** 2), loss)
+        directions = tuple(map(jnp.cos, arguments))
+        pairs.append(
+            (
+                jax.grad(total, argnums=every)(*arguments),
+                jax.jit(jax.grad(total, argnums=every))(*arguments),
+                jax.jvp(total, arguments, directions),
+                jax.hessian(total, argnums=1)(*arguments),
+                jax.vmap(jax.grad(total), (0, None, None, None, None))(
+                    jnp.stack([arguments[0]] * 2), *arguments[1:]
+                ),
+            )
+        )
+    for mine, theirs in zip(*map(jax.tree.leaves, pairs), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_numerical_derivatives(monkeypatch):
+    monkeypatch.setattr(_tiles, "TILE_BYTES", 8 * C * 3)
+
+    def loss(*parts):  # checks are made with NumPy's arrays
+        return ours(*map(jnp.asarray, parts), jnp.asarray(WEIGHT), 0.1)
+
+    check_grads(loss, tuple(map(jnp.asarray, PARTS)), 2)
+
+
+def test_memory_is_a_tiles(monkeypatch):
+    """Of loss and gradient by all parts: sixteen times the rows take a few tiles, no more."""
+    monkeypatch.setattr(_tiles, "TILE_BYTES", 1 << 20)
+
+    def temporaries(rows):
+        x, w = jnp.zeros((rows, 8), jnp.float32), jnp.zeros((1000, 8), jnp.float32)
+        target = jnp.zeros(rows, jnp.int32)
+        step = jax.jit(jax.value_and_grad(xent_array.linear_cross_entropy, argnums=(0, 1)))
+        return step.lower(x, w, target).compile().memory_analysis().temp_size_in_bytes
+
+    few, many = temporaries(1024), temporaries(16384)
+    rows = (16384 - 1024) * 64  # features, their gradient, and what there is of each row
+    assert many - few < 2 * rows
+    assert many < 16 << 20  # the logits are 62 MiB
