@@ -81,8 +81,9 @@ def _of_slab(batch: Batch, block: RowIndex, classes: slice, reading: Reading, pu
         z = backend.cast(slab_of(batch.logits[block], classes), batch.compute_dtype)
     if not isinstance(seen, Spread):
         row = reading.slab.numbers
-        shifted = times(scale_below_top(batch), transformed(batch, z) - row.top)
-        seen = Spread(row.top, row.rest, shifted, xp.exp(shifted))
+        part, scale = transformed(batch, z), scale_below_top(batch)
+        shifted = times(scale, part - row.top)
+        seen = Spread(row.top, row.rest, shifted, xp.exp(shifted), (part, row.top, scale))
     grad = reading.rows.gradient(seen, pull, classes)
     if softcap is not None:
         grad = grad * _tanh_slope(xp, times(batch.logit_scale, z) / softcap)

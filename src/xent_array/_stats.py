@@ -51,9 +51,11 @@ class Spread(NamedTuple):
         return times(scale, backend.gather(z, index) - base)
 
     def exp_at(self, backend: Standard, index: Array) -> Array:
+        """One entry of each row's `exps`; of a top that holds most of its row, exactly 1."""
         if self.source is None:
             return backend.gather(self.exps, index)
-        return backend.xp.exp(self.shifted_at(backend, index))
+        xp, exps = backend.xp, backend.xp.exp(self.shifted_at(backend, index))
+        return xp.where(leads(exps, self.rest), 1.0, exps)
 
     def weighted_sum(self, backend: Standard, share: Scalar, weight: Array | None) -> Array:
         """The sum of share·weight·shifted over the classes."""
@@ -151,6 +153,14 @@ def _sum_below(backend: Standard, exps: Array) -> Array:
     further = backend.row_sum(xp.where(high, exps, 0.0)) - 1.0
     further = xp.where(further < 0.25, 0.0, further)
     return backend.row_sum(xp.where(high, 0.0, exps)) + further
+
+
+def leads(exps: Array, rest: Array) -> Array:
+    """Which entry, if any, has most of its row's probability.
+
+    Every other entry is part of `rest`. An exp is not compared with 1: see `_sum_below`.
+    """
+    return exps > 0.5 + rest
 
 
 def logsumexp(xp: Any, top: Array, rest: Array, scale: Scalar = 1.0) -> Array:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from xent_array._backends import Standard
 from xent_array._blocks import RowIndex, slab_of
 from xent_array._namespace import Array
-from xent_array._stats import Glance, Scalar, Spread, times, weighted
+from xent_array._stats import Glance, Scalar, Spread, leads, times, weighted
 
 
 class Smoothing(NamedTuple):
@@ -122,27 +122,28 @@ class IndexRows(NamedTuple):
         r"""Derivatives of `row.factor` times the loss by a slab of logits below their top.
 
         A·p_j - q_j with p_j = exps_j/(1 + rest), A = mass + excess and q_j = c_j + b·[j = target],
-        c the even share of smoothing and b the target's own. Where the target is the top and p_t
-        near to 1, A - q_t is near to 0 and formed from its parts, (sum c + excess) - c_t:
+        c the even share of smoothing and b the target's own. Of the target's class, with p_t near
+        to 1, A - q_t is formed from its parts, (sum c + excess) - c_t, and 1 - p_t from `rest`:
 
-            A·p_t - q_t = ((A - q_t) - q_t·rest)/(1 + rest).
+            A·p_t - q_t = (A - q_t)·p_t - q_t·(1 - p_t).
+
+        What all classes are multiplied by is rounded once, so that they sum to 0.
         """
         backend, q = self.q.backend, self.q
-        own = self._share()
-        inverse = 1.0 / (1.0 + row.rest)  # rounded once for all classes, so that they sum to 0
-        pull = (row.mass + row.excess) * inverse
-        even, excess, whole = None, row.excess, slice(0, q.classes)
-        wanted = own
+        wanted, excess, even = self._share(), row.excess, None
         if q.is_smooth:
             even = q.smoothing / q.classes
             mine = even if q.weight is None else even * backend.take(q.weight, self.index)
-            excess = excess + (q.even_mass(whole) - mine)
-            wanted, even = own + mine, even * row.factor
+            excess = excess + (q.even_mass(slice(0, q.classes)) - mine)
+            wanted, even = wanted + mine, even * row.factor
         index, inside = self._local(classes)
-        picked = slab.exp_at(backend, index)
-        apart = (excess - wanted * row.rest) * inverse
-        chosen = backend.xp.where(_leads(picked, row.rest), apart, picked * pull - wanted)
-        return Slope(pull * row.factor, even, index, inside, chosen * row.factor)
+        picked, total = slab.exp_at(backend, index), 1.0 + row.rest
+        pull = wanted * row.factor / total
+        chosen = pull * ((picked - 1.0) - row.rest)
+        if not (isinstance(excess, float) and excess == 0.0):
+            more = excess * row.factor / total
+            pull, chosen = pull + more, chosen + more * picked
+        return Slope(pull, even, index, inside, chosen)
 
     def gradient(self, slab: Spread, row: Pull, classes: slice) -> Array:
         """The derivatives of `slope`, as an array."""
@@ -215,8 +216,8 @@ class ProbabilityRows(NamedTuple):
         wanted = self._wanted(exps.dtype, classes)
         inverse, total = 1.0 / (1.0 + row.rest), row.mass + row.excess
         apart = ((total - wanted) - wanted * row.rest) * inverse
-        leads = _leads(exps, row.rest)
-        return xp.where(leads, apart, exps * (total * inverse) - wanted) * row.factor
+        is_leading = leads(exps, row.rest)
+        return xp.where(is_leading, apart, exps * (total * inverse) - wanted) * row.factor
 
     def _wanted(self, dtype: Any, classes: slice) -> Array:
         q = self.q
@@ -235,14 +236,6 @@ class ProbabilityRows(NamedTuple):
 #: that do not count; None: all do) and `bad` (True in rows whose index is no class; None: none).
 Target = IndexTarget | ProbabilityTarget
 TargetRows = IndexRows | ProbabilityRows
-
-
-def _leads(exps: Array, rest: Array) -> Array:
-    """Which entry, if any, has most of its row's probability.
-
-    Every other entry is part of `rest`. An exp is not compared with 1: see `_stats._sum_below`.
-    """
-    return exps > 0.5 + rest
 
 
 def _both(a: Array, b: Array | None) -> Array:
