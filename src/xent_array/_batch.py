@@ -8,13 +8,13 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from xent_array._arguments import Library
-from xent_array._backends import Memory, Standard
+from xent_array._backends import Memory, Standard, backend_of
 from xent_array._blocks import LOOK, row_blocks
 from xent_array._namespace import Array
-from xent_array._options import OnEmpty, Options, Reduction
+from xent_array._options import DEFAULTS, OnEmpty, Options, Reduction, holds_arrays
 from xent_array._rows import class_axis, classes_last, row_factors, row_mask
 from xent_array._stats import Scalar
-from xent_array._target import check_target, class_weight
+from xent_array._target import check_target, checked_indices, class_weight
 from xent_array._wanted import IndexTarget, ProbabilityTarget, Smoothing, Target
 
 
@@ -55,7 +55,56 @@ def gather(
     grad_output: Array | None = None,
     out: Array | None = None,
 ) -> Batch:
-    """Check a call whole, before any work, and lay it out as rows."""
+    """Check a call whole, before any work, and lay it out as rows.
+
+    Nearly all that is checked are types, dtypes and shapes. The first call of a signature leaves a
+    template; of the calls that are like it, only the values are looked at.
+    """
+    signature = None
+    if grad_output is None and out is None:
+        signature = _signature(logits, target, options)
+        if signature is not None and (template := _templates.get(signature)) is not None:
+            return _renewed(template, logits, target, options)
+    batch = _gather(logits, target, options, grad_output, out)
+    if signature is not None:
+        if len(_templates) >= TEMPLATES:
+            _templates.clear()
+        column = batch.target.renewed(batch.target.q, None)
+        _templates[signature] = batch._replace(logits=None, target=column)
+    return batch
+
+
+#: How many templates are kept, at most.
+TEMPLATES = 256
+
+#: Batches by the signature of their call, without the caller's arrays.
+_templates: dict[Any, Batch] = {}
+
+
+def _signature(logits: Array, target: Array, options: Options) -> Any:
+    """All that a batch follows from but values; None: not to be told, or more than these arrays."""
+    backend = backend_of("logits", logits)
+    x, y = backend.signature(logits), backend.signature(target)
+    if x is None or y is None or holds_arrays(options) or options.on_empty == "raise":
+        return None
+    return backend, x, y, None if options is DEFAULTS else options
+
+
+def _renewed(template: Batch, logits: Array, target: Array, options: Options) -> Batch:
+    """The batch of a call like an earlier one, by its values."""
+    q, checked = template.target.q, template.target
+    if type(checked) is IndexTarget:
+        checked = checked_indices(template.memory, target, q, None, options)
+    else:
+        checked = checked.renewed(q, target)
+    softcap, scale = template.softcap, template.logit_scale
+    kernels = _kernels_for(template.backend, logits, checked, softcap, scale)
+    return template._replace(logits=logits, target=checked, kernels=kernels)
+
+
+def _gather(
+    logits: Array, target: Array, options: Options, grad_output: Array | None, out: Array | None
+) -> Batch:
     library = Library("logits", logits)
     logits, axis = library.leader, class_axis(library, options.axis)
     if out is not None:

@@ -65,7 +65,7 @@ def value_and_grad(batch: Batch) -> Result:
     mean must be known by then, and is taken from the targets.
     """
     caller, backend = batch, batch.backend
-    batch = laid_out(batch._replace(differentiable=False))
+    batch = laid_out(_constant(batch))
     cut = _plan(batch)
     with backend.detached(), backend.quiet():
         counts = _counts(batch, cut) if batch.reduction == "mean" else None
@@ -83,7 +83,7 @@ def value_and_grad(batch: Batch) -> Result:
 
 def value_to_differentiate(batch: Batch) -> tuple[Result, Kept]:
     """Evaluate the loss, and keep of each row what `grad_of_kept` needs."""
-    batch = laid_out(batch._replace(differentiable=False))
+    batch = laid_out(_constant(batch))
     with batch.backend.detached(), batch.backend.quiet():
         outcome = _of_all(batch, _plan(batch), _Wish(keep=True))
         counts = outcome.counts
@@ -94,7 +94,7 @@ def value_to_differentiate(batch: Batch) -> tuple[Result, Kept]:
 def grad_of_kept(batch: Batch, kept: Kept) -> Array:
     """The derivatives by the logits of a loss that was evaluated before."""
     caller, backend = batch, batch.backend
-    batch = laid_out(batch._replace(differentiable=False))
+    batch = laid_out(_constant(batch))
     cut = _plan(batch)
     out = _room_for_gradient(caller) if batch.out is None else batch.out
     demand = Demand(classes_last(backend, out, batch.axis), kept.divisor)
@@ -119,6 +119,11 @@ def _reread(batch: Batch, block: RowIndex, kept: Kept) -> Reading:
     return Reading(rows, Slab(numbers, None, None), glance)
 
 
+def _constant(batch: Batch) -> Batch:
+    """The batch for code that the library does not differentiate."""
+    return batch._replace(differentiable=False) if batch.differentiable else batch
+
+
 def _room_for_gradient(batch: Batch) -> Array:
     return batch.backend.room(batch.logits.shape, batch.logits)
 
@@ -131,12 +136,13 @@ class _Wish(NamedTuple):
 
 
 def _plan(batch: Batch) -> Plan:
-    budget = budget_of(batch.backend, batch.memory, differentiable=batch.differentiable)
     if batch.kernels is not None:
-        budget = BLOCK_BYTES["kernel"]
+        budget: int | None = BLOCK_BYTES["kernel"]
+    else:
+        budget = budget_of(batch.backend, batch.memory, differentiable=batch.differentiable)
     itemsize = batch.backend.itemsize(batch.compute_dtype)
     cut = plan(batch.shape, batch.classes, itemsize, budget)
-    if batch.backend.maps_rows or batch.kernels is not None:
+    if len(cut.slabs) > 1 and (batch.backend.maps_rows or batch.kernels is not None):
         # Whole rows: a compiler has no memory of ours to write slabs to, a kernel needs none.
         cut = cut._replace(slabs=[slice(0, batch.classes)])
     return cut
@@ -212,7 +218,8 @@ def _mapped(batch: Batch, cut: Plan, wish: _Wish) -> Outcome:
 
 
 def _of_block(batch: Batch, block: RowIndex, slabs: list[slice], wish: _Wish) -> Outcome:
-    reading, loss, stats = conclude(batch, block, read(batch, block, slabs))
+    reading = read(batch, block, slabs)
+    loss, stats = conclude(batch, block, reading)
     grad = counts = None
     if wish.gradient is not None:
         grad = gradient(batch, block, slabs, reading, wish.gradient)

@@ -72,9 +72,9 @@ class Keywords(TypedDict, total=False):
 
 
 def checked(options: Options) -> Options:
-    """Return `options` if each is valid by itself."""
+    """Return `options` if each is valid by itself; `DEFAULTS` where none was given."""
     if all(map(is_, options, DEFAULTS)):
-        return options
+        return DEFAULTS
     for name, value, default in zip(Options._fields, options, DEFAULTS, strict=True):
         if value is not default and name in _CHECKS:
             _CHECKS[name](name, value)
@@ -84,6 +84,14 @@ def checked(options: Options) -> Options:
         )
     return options
 
+
+def holds_arrays(options: Options) -> bool:
+    """Whether an option is an array, or of a type that is not known to be none."""
+    return options is not DEFAULTS and not _PLAIN.issuperset(map(type, options))
+
+
+#: The types of numbers, words and flags.
+_PLAIN = frozenset((float, int, str, bool, type(None)))
 
 #: The scalar options: what is expected of a value, in words and as a test.
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {

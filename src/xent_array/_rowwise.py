@@ -56,14 +56,6 @@ class Reading(NamedTuple):
     seen: Spread | Glance | None  # of whole rows; None where read in slabs, or long ago
 
 
-class RowResult(NamedTuple):
-    """A block of rows, evaluated; the class axis is kept with length one."""
-
-    reading: Reading
-    loss: Array  # 0 in rows that do not count
-    stats: Sequence[Array]  # `Stats`, or nothing where not asked for
-
-
 def read(batch: Batch, block: RowIndex, slabs: list[slice]) -> Reading:
     """Read one block of rows, slab by slab of their classes."""
     rows = rows_of(batch, block)
@@ -136,8 +128,11 @@ def _greater(xp: Any, a: Greatest | None, b: Greatest | None) -> Greatest | None
     return Greatest(xp.where(higher, b.value, a.value), xp.where(higher, b.place, a.place))
 
 
-def conclude(batch: Batch, block: RowIndex, reading: Reading) -> RowResult:
-    """Loss, and statistics where asked for, of a block of rows that was read."""
+def conclude(batch: Batch, block: RowIndex, reading: Reading) -> tuple[Array, Sequence[Array]]:
+    """Loss, and `Stats` or nothing, of a block of rows that was read.
+
+    The class axis is kept with length one.
+    """
     xp, rows, slab = batch.backend.xp, reading.rows, reading.slab
     loss, lse = finish(xp, slab.numbers), None
     if batch.z_loss or batch.return_stats:
@@ -151,7 +146,7 @@ def conclude(batch: Batch, block: RowIndex, reading: Reading) -> RowResult:
         loss = loss * counted(xp, rows, factor_of(batch, batch.sample_weight, block))
     if rows.bad is not None:  # by a product, so that the gradient is NaN under autodiff too
         loss = loss * xp.where(rows.bad, xp.nan, xp.ones_like(loss))
-    return RowResult(reading, counted(xp, rows, loss), stats)
+    return counted(xp, rows, loss), stats
 
 
 def lse_of(batch: Batch, reading: Reading) -> Array:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from xent_array._arguments import Library
-from xent_array._backends import Standard, dtype_name
+from xent_array._backends import Memory, Standard, dtype_name
 from xent_array._blocks import LOOK, row_blocks
 from xent_array._namespace import Array
 from xent_array._options import Options
@@ -41,7 +41,7 @@ def check_target(
     target = library.admit("target", target)
     if library.backend.is_integer(target.dtype):
         _check_index_shape(target, shape, axis)
-        return _indices(library, target, q, where, options)
+        return checked_indices(library.memory, target, q, where, options)
     if not library.backend.is_floating(target.dtype):
         raise TypeError(
             "target must have an integer dtype (class indices) or a real floating one "
@@ -78,18 +78,18 @@ def _check_index_shape(target: Array, shape: tuple[int, ...], axis: int) -> None
     )
 
 
-def _indices(
-    library: Library, target: Array, q: Smoothing, where: Array | None, options: Options
+def checked_indices(
+    memory: Memory, target: Array, q: Smoothing, where: Array | None, options: Options
 ) -> IndexTarget:
-    """Class indices, and how far they can be trusted.
+    """Class indices, of a dtype and a shape that are right, and how far they can be trusted.
 
     Memory on the host is looked at: where all is well and nothing is ignored, the loss need not ask
     row by row. On devices, and where values do not exist yet, a row with a bad index becomes NaN.
     """
-    backend, ignore = library.backend, options.ignore_index
-    if options.check is True and library.memory == "opaque":
+    backend, ignore = q.backend, options.ignore_index
+    if options.check is True and memory == "opaque":
         raise ValueError("check=True must see the values of target, and they cannot be seen")
-    look = options.check is True or (options.check == "auto" and library.memory == "host")
+    look = options.check is True or (options.check == "auto" and memory == "host")
     rows = math.prod(target.shape)
     inside = rows == 0 or (look and _within(backend, target, rows, q.classes))
     index = target[..., None]
@@ -101,7 +101,7 @@ def _indices(
     if held is not None and held > backend.integer_range(backend.index_dtype(target))[1]:
         held -= highest + 1  # what the cast makes of it
     if look and not inside:
-        _raise_bad(library, IndexTarget(q, index, held, trusted=False), where, options)
+        _raise_bad(IndexTarget(q, index, held, trusted=False), where, options)
     return IndexTarget(q, index, held, trusted=look)
 
 
@@ -113,11 +113,9 @@ def _within(backend: Standard, target: Array, rows: int, classes: int) -> bool:
     return all(backend.within(target[block], classes) for block in blocks)
 
 
-def _raise_bad(
-    library: Library, target: IndexTarget, where: Array | None, options: Options
-) -> None:
+def _raise_bad(target: IndexTarget, where: Array | None, options: Options) -> None:
     """Raise IndexError for the first row that counts and whose index is not a class, if any."""
-    backend, before = library.backend, 0
+    backend, before = target.q.backend, 0
     shape, classes = tuple(target.index.shape[:-1]), target.q.classes
     for block in row_blocks(shape, LOOK):
         rows = target.rows(block, None if where is None else where[block])

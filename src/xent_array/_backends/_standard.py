@@ -18,6 +18,9 @@ Memory = Literal["host", "device", "opaque"]
 #: Dtypes too coarse to compute in: their rows are computed in float32.
 HALF = ("float16", "bfloat16")
 
+#: A context that changes nothing, for any number of threads.
+NOTHING = contextlib.nullcontext()
+
 #: Bytes of a matrix that is made to be used at once, small enough to stay in cache.
 PIECE_BYTES = 1 << 23
 
@@ -56,6 +59,13 @@ class Standard:
     def admit(self, name: str, x: Array) -> Array:
         """Return argument `name` as a plain array of the library, or raise TypeError."""
         return x
+
+    def signature(self, x: Array) -> Any:
+        """What all that is asked of `x` but its values follows from, to be a key; None: no telling.
+
+        It holds nothing of the array's memory, and stands for this thread's modes as well.
+        """
+        return None
 
     def device(self, x: Array) -> Any:
         return x.device
@@ -115,7 +125,7 @@ class Standard:
 
     def detached(self) -> contextlib.AbstractContextManager[Any]:
         """Have the library not differentiate what is computed."""
-        return contextlib.nullcontext()
+        return NOTHING
 
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
         """Silence floating-point warnings: a NaN row is an answer here, not an accident.
@@ -123,7 +133,7 @@ class Standard:
         NumPy is what warns, under whatever library is built on it.
         """
         numpy = sys.modules.get("numpy")
-        return numpy.errstate(all="ignore") if numpy else contextlib.nullcontext()
+        return numpy.errstate(all="ignore") if numpy else NOTHING
 
     # --- dtypes
 

@@ -35,6 +35,9 @@ class Backend(NumpyDtypes):
             advice = "pass numpy.asarray(x)"
         raise TypeError(f"{name} must be a plain array, got {type(x).__name__}: {advice}")
 
+    def signature(self, x: Array) -> Any:
+        return (x.dtype, x.shape) if type(x) is np.ndarray else None
+
     def device(self, x: Array) -> Any:
         return "cpu"
 
@@ -109,6 +112,9 @@ class Backend(NumpyDtypes):
 
     def take(self, x: Array, index: Array) -> Array:
         return x[index]
+
+    def room(self, shape: tuple[int, ...], like: Array, dtype: Any = None) -> Array:
+        return np.empty(shape, like.dtype if dtype is None else dtype)
 
     def first_product(self, total: Array, a: Array, b: Array) -> None:
         np.matmul(a, b, out=total)

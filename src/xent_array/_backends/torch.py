@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from xent_array._backends import backend_of
-from xent_array._backends._standard import Memory, Standard
+from xent_array._backends._standard import NOTHING, Memory, Standard
 from xent_array._namespace import Array
 
 _WORTH_A_LOOK = 1 << 12
@@ -42,6 +42,13 @@ class Backend(Standard):
             kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
             raise TypeError(f"{name} must be a strided tensor, got a {kind} one: make it dense")
         return x
+
+    def signature(self, x: Array) -> Any:
+        if type(x) not in CONCRETE or x.layout is not torch.strided or x.is_nested:
+            return None
+        if self.memory(x) != "host":
+            return None
+        return x.dtype, x.shape, x.device, self.result_dtype(x), self.differentiates(x)
 
     def memory(self, x: Array) -> Memory:
         if torch.compiler.is_compiling() or _is_recorded() or _holds_no_values(x):
@@ -76,7 +83,7 @@ class Backend(Standard):
         return x.numel() >= _WORTH_A_LOOK and self.memory(x) == "host"
 
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext()
+        return NOTHING
 
     def is_floating(self, dtype: Any) -> bool:
         return bool(dtype.is_floating_point) and self.itemsize(dtype) > 1

@@ -143,13 +143,13 @@ def conclude_chunk(slab: Slab, *rows: Array | None, template: Batch, **whole: An
     xp, block = batch.backend.xp, (...,)
     here = rows_of(batch, block)
     with batch.backend.quiet():
-        result = conclude(batch, block, Reading(here, slab, None))
+        loss, stats = conclude(batch, block, Reading(here, slab, None))
         weight = weight_of(batch, block, here)
     kept = xp.ones_like(top, dtype=xp.bool) if here.kept is None else here.kept
     weight = xp.ones_like(top) if weight is None else weight
-    lse, prediction, correct = result.stats or (None, None, None)
+    lse, prediction, correct = stats or (None, None, None)
     weight = xp.where(kept, weight, 0.0)
-    return Concluded(result.loss, lse, prediction, correct, weight, kept)
+    return Concluded(loss, lse, prediction, correct, weight, kept)
 
 
 def grad_chunk(

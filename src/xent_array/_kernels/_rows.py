@@ -14,6 +14,7 @@ and its gradient is
 
     exp(s·(z_j - top))·pull - even·w_j, and at the index a number that is given.
 
+The numbers of rows are all of a call's, those of these rows begin `at` a place in them.
 What these mean is the business of the callers. An array of length 0 is one that is not asked for.
 Every row is summed in the same order by itself, however rows are dealt to threads.
 """
@@ -107,13 +108,14 @@ def wide_stats(
     class_step,
     scale,
     weight,
+    at,
     index,
-    top,
-    rest,
-    picked,
+    found,
     even,
-    first,
+    place,
 ):
+    index, even, place = index[at:], even[at:], place[at:]
+    top, rest, picked = found[0, at:], found[1, at:], found[2, at:]
     z = seen(like, address, rows, classes, row_step, class_step)
     whole = classes - classes % LANES
     lanes = np.zeros((5, LANES), top.dtype)
@@ -134,8 +136,8 @@ def wide_stats(
         picked[i] = scale * (widen(row[index[i]]) - top[i])
         if even.size:
             even[i] = fall_of(z, i, whole, last, weight, last_weight, high, scale, below)
-        if first.size:
-            first[i] = place_of(row, top[i], rest[i])
+        if place.size:
+            place[i] = place_of(row, top[i], rest[i])
 
 
 @kernel
@@ -153,6 +155,7 @@ def wide_grad(
     to_class_step,
     scale,
     weight,
+    at,
     top,
     pull,
     even,
@@ -160,6 +163,8 @@ def wide_grad(
     chosen,
     kept,
 ):
+    top, pull, even = top[at:], pull[at:], even[at:]
+    index, chosen, kept = index[at:], chosen[at:], kept[at:]
     z = seen(like, address, rows, classes, row_step, class_step)
     into = seen(like, to_address, rows, classes, to_row_step, to_class_step)
     whole = classes - classes % LANES
@@ -224,13 +229,14 @@ def lane_stats(
     class_step,
     scale,
     weight,
+    at,
     index,
-    top,
-    rest,
-    picked,
+    found,
     even,
-    first,
+    place,
 ):
+    index, even, place = index[at:], even[at:], place[at:]
+    top, rest, picked = found[0, at:], found[1, at:], found[2, at:]
     z = seen(like, address, rows, classes, row_step, class_step)
     tile = np.zeros((TILE, LANES), top.dtype)
     lanes = np.empty((5, LANES), top.dtype)
@@ -271,8 +277,8 @@ def lane_stats(
             picked[i] = scale * (widen(z[i, index[i]]) - high[k])
             if even.size:
                 even[i] = settled(fall[k], fall_lost[k])
-            if first.size:
-                first[i] = place_of(z[i], high[k], rest[i])
+            if place.size:
+                place[i] = place_of(z[i], high[k], rest[i])
 
 
 @kernel
@@ -290,6 +296,7 @@ def lane_grad(
     to_class_step,
     scale,
     weight,
+    at,
     top,
     pull,
     even,
@@ -297,6 +304,8 @@ def lane_grad(
     chosen,
     kept,
 ):
+    top, pull, even = top[at:], pull[at:], even[at:]
+    index, chosen, kept = index[at:], chosen[at:], kept[at:]
     z = seen(like, address, rows, classes, row_step, class_step)
     into = seen(like, to_address, rows, classes, to_row_step, to_class_step)
     tile = np.zeros((TILE, LANES), top.dtype)

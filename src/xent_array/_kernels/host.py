@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,16 +49,22 @@ def row_stats(
 ) -> RowStats:
     """Read rows of logits; `weight`, a number for each class, and `place` if asked for."""
     shape, rows, none = index.shape, index.size, _NONE[dtype]
-    places = np.empty(rows, _INDEX) if place else _NONE[_INDEX]
+    found = np.empty((3, rows), dtype)
     even = none if weight is None else np.empty(rows, dtype)
-    columns = (_line(index), *np.empty((3, rows), dtype), even, places)
+    places = np.empty(rows, _INDEX) if place else _NONE[_INDEX]
     factors = (dtype.type(scale), none if weight is None else _line(weight))
-    for part, here in _parts(z):
+    columns = (_line(index), found, even, places)
+    for part, first in _parts(z):
         read = _rows.wide_stats if _along_classes(part) else _rows.lane_stats
-        _call(read, *_seen(part), *factors, *_of_rows(columns, here))
-    _, *found = columns
-    top, rest, picked, even, places = (x.reshape(shape) if x.size == rows else x for x in found)
-    return RowStats(top, rest, picked, None if weight is None else even, places if place else None)
+        _call(read, *_seen(part), *factors, first, *columns)
+    top, rest, picked = found.reshape((3, *shape))
+    return RowStats(
+        top,
+        rest,
+        picked,
+        None if weight is None else even.reshape(shape),
+        places.reshape(shape) if place else None,
+    )
 
 
 def row_grad(
@@ -87,13 +93,9 @@ def row_grad(
     mask = _NONE[_MASK] if kept is None else _line(np.broadcast_to(kept, shape))
     columns = (_line(top), _line(pull), evens, _line(index), _line(chosen), mask)
     factors = (dtype.type(scale), weights)
-    for part, to, here in _parts(z, into):
+    for part, to, first in _parts(z, into):
         write = _rows.wide_grad if _along_classes(part, to) else _rows.lane_grad
-        _call(write, *_seen(part), *_seen(to)[1:], *factors, *_of_rows(columns, here))
-
-
-def _of_rows(columns: tuple[Array, ...], here: slice | None) -> tuple[Array, ...]:
-    return columns if here is None else tuple(x[here] for x in columns)
+        _call(write, *_seen(part), *_seen(to)[1:], *factors, first, *columns)
 
 
 def _call(kernel: Any, *args: Any) -> None:
@@ -112,21 +114,25 @@ def _seen(x: Array) -> tuple[Any, ...]:
 def _line(x: Array) -> Array:
     """Numbers in a row, writable: a read-only array would be compiled for anew."""
     x = x.reshape(-1)
-    return x if x.flags.c_contiguous and x.flags.writeable else x.copy()
+    flags = x.flags
+    return x if flags.c_contiguous and flags.writeable else x.copy()
 
 
 def _along_classes(*arrays: Array) -> bool:
-    return all(x.shape[1] >= _MANY and x.strides[1] == x.itemsize for x in arrays)
+    if arrays[0].shape[1] < _MANY:
+        return False
+    return all(x.strides[1] == x.itemsize for x in arrays)
 
 
-def _parts(*arrays: Array) -> Iterator[tuple[Any, ...]]:
-    """Rows of any shape as views of two axes, and which of all rows these are; None: all."""
-    if arrays[0].ndim == 2:
-        yield *arrays, None
-        return
+def _parts(*arrays: Array) -> Iterable[tuple[Any, ...]]:
+    """Rows of any shape as views of two axes, and which of all rows is the first of these."""
+    return ((*arrays, 0),) if arrays[0].ndim == 2 else _runs(arrays)
+
+
+def _runs(arrays: tuple[Array, ...]) -> Iterator[tuple[Any, ...]]:
     before = 0
     for part in _flat(arrays):
-        yield *part, slice(before, before + part[0].shape[0])
+        yield *part, before
         before += part[0].shape[0]
 
 
