@@ -138,9 +138,9 @@ def place_of(row, top, rest):
 
 
 @compiled
-def seen(like, address, rows, classes, row_step, class_step):
-    """Memory at an address as an array, of the dtype of another."""
-    return as_strided(carray(pointer(address, like), (1,)), (rows, classes), (row_step, class_step))
+def seen(origin, rows, classes, row_step, class_step):
+    """Memory from an entry on as an array of rows."""
+    return as_strided(origin, (rows, classes), (row_step, class_step))
 
 
 @compiled

@@ -100,8 +100,7 @@ def fall_of(z, i, whole, last, weight, last_weight, top, scale, below):
 
 @kernel
 def wide_stats(
-    like,
-    address,
+    origin,
     rows,
     classes,
     row_step,
@@ -116,7 +115,7 @@ def wide_stats(
 ):
     index, even, place = index[at:], even[at:], place[at:]
     top, rest, picked = found[0, at:], found[1, at:], found[2, at:]
-    z = seen(like, address, rows, classes, row_step, class_step)
+    z = seen(origin, rows, classes, row_step, class_step)
     whole = classes - classes % LANES
     lanes = np.zeros((5, LANES), top.dtype)
     high, below, ties, last, last_weight = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
@@ -142,13 +141,12 @@ def wide_stats(
 
 @kernel
 def wide_grad(
-    like,
-    address,
+    origin,
     rows,
     classes,
     row_step,
     class_step,
-    to_address,
+    to_origin,
     _rows,
     _classes,
     to_row_step,
@@ -165,8 +163,8 @@ def wide_grad(
 ):
     top, pull, even = top[at:], pull[at:], even[at:]
     index, chosen, kept = index[at:], chosen[at:], kept[at:]
-    z = seen(like, address, rows, classes, row_step, class_step)
-    into = seen(like, to_address, rows, classes, to_row_step, to_class_step)
+    z = seen(origin, rows, classes, row_step, class_step)
+    into = seen(to_origin, rows, classes, to_row_step, to_class_step)
     whole = classes - classes % LANES
     lanes = np.zeros((5, LANES), top.dtype)
     high, slope, buffer, share, last = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
@@ -221,8 +219,7 @@ def store(tile, into, row, rows, start, width):
 
 @kernel
 def lane_stats(
-    like,
-    address,
+    origin,
     rows,
     classes,
     row_step,
@@ -237,7 +234,7 @@ def lane_stats(
 ):
     index, even, place = index[at:], even[at:], place[at:]
     top, rest, picked = found[0, at:], found[1, at:], found[2, at:]
-    z = seen(like, address, rows, classes, row_step, class_step)
+    z = seen(origin, rows, classes, row_step, class_step)
     tile = np.zeros((TILE, LANES), top.dtype)
     lanes = np.empty((5, LANES), top.dtype)
     high, below, ties, total, lost = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
@@ -283,13 +280,12 @@ def lane_stats(
 
 @kernel
 def lane_grad(
-    like,
-    address,
+    origin,
     rows,
     classes,
     row_step,
     class_step,
-    to_address,
+    to_origin,
     _rows,
     _classes,
     to_row_step,
@@ -306,8 +302,8 @@ def lane_grad(
 ):
     top, pull, even = top[at:], pull[at:], even[at:]
     index, chosen, kept = index[at:], chosen[at:], kept[at:]
-    z = seen(like, address, rows, classes, row_step, class_step)
-    into = seen(like, to_address, rows, classes, to_row_step, to_class_step)
+    z = seen(origin, rows, classes, row_step, class_step)
+    into = seen(to_origin, rows, classes, to_row_step, to_class_step)
     tile = np.zeros((TILE, LANES), top.dtype)
     lanes = np.zeros((5, LANES), top.dtype)
     high, slope, share, owed, buffer = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]

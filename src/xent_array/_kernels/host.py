@@ -34,14 +34,14 @@ class RowStats(NamedTuple):
 
 def serves(x: Array) -> bool:
     """Whether the kernels can read an array."""
-    return _sample(x.dtype) is not None and x.flags.aligned
+    return _read_as(x.dtype) is not None and x.flags.aligned
 
 
 @functools.cache
-def _sample(dtype: Any) -> Array | None:
-    """An array of the dtype that kernels read a dtype as; None: they cannot."""
-    read_as = _READ_AS.get(dtype.name) if dtype.isnative else None
-    return None if read_as is None else np.empty(0, read_as)
+def _read_as(dtype: Any) -> Any:
+    """The dtype that kernels read a dtype as; None: they cannot."""
+    name = _READ_AS.get(dtype.name) if dtype.isnative else None
+    return None if name is None else np.dtype(name)
 
 
 def row_stats(
@@ -95,7 +95,7 @@ def row_grad(
     factors = (dtype.type(scale), weights)
     for part, to, first in _parts(z, into):
         write = _rows.wide_grad if _along_classes(part, to) else _rows.lane_grad
-        _call(write, *_seen(part), *_seen(to)[1:], *factors, first, *columns)
+        _call(write, *_seen(part), *_seen(to), *factors, first, *columns)
 
 
 def _call(kernel: Any, *args: Any) -> None:
@@ -107,8 +107,21 @@ def _call(kernel: Any, *args: Any) -> None:
 
 def _seen(x: Array) -> tuple[Any, ...]:
     """Memory as kernels take it: one compilation serves every layout, read-only or not."""
-    address: int = x.__array_interface__["data"][0]
-    return _sample(x.dtype), address, *x.shape, *x.strides
+    origin = x[:1, 0]
+    if not origin.flags.writeable:
+        origin = np.asarray(_Alias(origin))
+    if x.itemsize == 2:
+        origin = origin.view(_read_as(x.dtype))
+    return origin, *x.shape, *x.strides
+
+
+class _Alias:
+    """Memory that NumPy is told may be written to: what is compiled for it serves all."""
+
+    def __init__(self, x: Array) -> None:
+        whole = x.__array_interface__
+        self.x = x
+        self.__array_interface__ = {**whole, "data": (whole["data"][0], False)}
 
 
 def _line(x: Array) -> Array:
