@@ -219,8 +219,8 @@ def apart(batch: Batch, kind: type) -> tuple[Batch, Arrays]:
     The batch keeps its numbers. It holds nothing of the caller's, and can be hashed.
     """
     held = arrays_of(batch)
-    arrays = Arrays(*(x if isinstance(x, kind) else None for x in held))
-    numbers = Arrays(*(None if isinstance(x, kind) else x for x in held))
+    arrays = Arrays(*[x if isinstance(x, kind) else None for x in held])
+    numbers = Arrays(*[None if isinstance(x, kind) else x for x in held])
     return _with_arrays(batch, numbers), arrays
 
 

@@ -7,6 +7,7 @@ torch's but plain calls and plain backward, torch runs the array code of the los
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,7 @@ from torch.autograd import forward_ad
 
 from xent_array import _evaluate
 from xent_array._backends.torch import CONCRETE, numpy_view
-from xent_array._batch import Arrays, Batch, apart, arrays_of, moved, together, with_kernels
+from xent_array._batch import Arrays, Batch, apart, arrays_of, moved, together
 from xent_array._evaluate import Kept, Result
 from xent_array._namespace import Array
 from xent_array._rowwise import Stats
@@ -41,22 +42,26 @@ def value(batch: Batch) -> Result:
 
 def value_and_grad(batch: Batch) -> Result:
     """Evaluate the loss and its derivatives by the logits, constants to torch."""
-    host = _in_numpy(batch)
-    if host is None or (batch.out is not None and batch.out.is_neg()):
+    host, out = _in_numpy(batch), batch.out
+    if host is None or (out is not None and out.is_neg()):
         return _evaluate.value_and_grad(batch)
-    if batch.out is None:
-        out = _room(batch)
+    if out is None and _small(batch):
+        room = host.backend.room(host.logits.shape, host.logits)  # in less time than torch's
+        out = torch.from_numpy(room)
     else:
-        out = batch.out
-        if not out.is_inference():
+        if out is None:
+            out = _room(batch)
+        elif not out.is_inference():
             torch.autograd.graph.increment_version(out)  # NumPy writes, and torch must know
-    result = _evaluate.value_and_grad(host._replace(out=numpy_view(out)))
-    return _in_torch(batch, result)._replace(grad_logits=out)
+        room = numpy_view(out)
+    return _in_torch(batch, _evaluate.value_and_grad(host._replace(out=room)), out)
 
 
 def _constant_value(batch: Batch) -> Result:
     host = _in_numpy(batch)
-    return _evaluate.value(batch) if host is None else _in_torch(batch, _evaluate.value(host))
+    if host is None:
+        return _evaluate.value(batch)
+    return _in_torch(batch, _evaluate.value(host), None)
 
 
 class _Loss(torch.autograd.Function):
@@ -74,7 +79,7 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, _logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         grad, kept = None, Kept((None,) * 4, None)
-        if _small(batch):
+        if batch.reduction != "none" and _small(batch):
             loss, grad, _ = value_and_grad(batch)
         else:
             loss, kept = _value_to_differentiate(batch)
@@ -88,6 +93,8 @@ class _Loss(torch.autograd.Function):
         grad, *saved = ctx.saved_tensors
         derived = torch.is_grad_enabled() or ctx.batch.backend.memory(grad_loss) == "opaque"
         if grad is not None and not derived:
+            if grad_loss.is_cpu and math.isfinite(grad_loss.item()):
+                return grad * grad_loss, None
             # Rows that do not count stay 0, be the factor infinite.
             return torch.where(grad == 0.0, grad, grad * grad_loss), None
         batch = together(ctx.batch, Arrays(*saved[4:]))
@@ -99,13 +106,12 @@ class _Loss(torch.autograd.Function):
 
 
 def _small(batch: Batch) -> bool:
-    """Whether a call is small, and its gradient can be multiplied by one factor later.
+    """Whether a call is small, and of a dtype whose gradient can be multiplied by a factor later.
 
-    Losses per row have a factor each, and a half gradient must be scaled before it is rounded.
+    A half gradient must be scaled before it is rounded.
     """
-    itemsize = batch.logits.itemsize
-    size = batch.logits.numel() * itemsize
-    return batch.reduction != "none" and itemsize > 2 and size <= _SMALL
+    logits: torch.Tensor = batch.logits
+    return logits.itemsize > 2 and logits.nbytes <= _SMALL
 
 
 def _derived(batch: Batch, grad_loss: torch.Tensor) -> torch.Tensor:
@@ -126,7 +132,7 @@ def _value_to_differentiate(batch: Batch) -> tuple[Array, Kept]:
         return result.loss, kept
     result, kept = _evaluate.value_to_differentiate(host)
     seen = [None if x is None else torch.from_numpy(x) for x in kept.seen]
-    return _in_torch(batch, result).loss, Kept(seen, float(kept.divisor))
+    return _in_torch(batch, result, None).loss, Kept(seen, float(kept.divisor))
 
 
 def _grad_of_kept(batch: Batch, kept: Kept) -> torch.Tensor:
@@ -160,20 +166,20 @@ def _in_numpy(batch: Batch) -> Batch | None:
         return None
     try:
         arrays: list[Any] = list(arrays_of(batch))
-        views = Arrays(*(numpy_view(x) if type(x) in CONCRETE else x for x in arrays))
+        views = Arrays(*[numpy_view(x) if type(x) in CONCRETE else x for x in arrays])
     except LookupError:
         return None
     wide = batch.logits.itemsize > 2
     dtype = views.logits.dtype if wide else numpy.xp.dtype("float32")
-    host = with_kernels(moved(batch, numpy, views, dtype))
+    host = moved(batch, numpy, views, dtype)
     return host if wide or host.kernels is not None else None
 
 
-def _in_torch(batch: Batch, result: Result) -> Result:
-    """What NumPy computed, as tensors on its memory, of the dtype asked for."""
+def _in_torch(batch: Batch, result: Result, grad: torch.Tensor | None) -> Result:
+    """What NumPy computed, as tensors on its memory, of the dtype asked for; beside a gradient."""
     dtype, stats = batch.result_dtype, result.stats
     loss = torch.from_numpy(result.loss).to(dtype)
     if stats is not None:
         lse, prediction, correct = map(torch.from_numpy, stats)
         stats = Stats(lse.to(dtype), prediction, correct)
-    return Result(loss, None, stats)
+    return Result(loss, grad, stats)
