@@ -54,7 +54,7 @@ def value(batch: Batch) -> Result:
     """Evaluate the loss, and statistics where the options ask for them."""
     batch = laid_out(batch)
     with batch.backend.quiet():
-        outcome = _of_all(batch, _plan(batch), _Wish())
+        outcome = _of_all(batch, _plan(batch))
         return result_of(batch, outcome, outcome.counts, None)
 
 
@@ -75,20 +75,20 @@ def value_and_grad(batch: Batch) -> Result:
         if out is None and not at_once:
             out = _room_for_gradient(caller)
         into = None if out is None else classes_last(backend, out, batch.axis)
-        outcome = _of_all(batch, cut, _Wish(Demand(into, by)))
+        outcome = _of_all(batch, cut, Demand(into, by))
         if out is None:
             out = classes_back(backend, outcome.grad, batch.axis)
-        return result_of(batch, outcome, counts, out)
+        return result_of(batch, outcome, counts, out, by)
 
 
 def value_to_differentiate(batch: Batch) -> tuple[Result, Kept]:
     """Evaluate the loss, and keep of each row what `grad_of_kept` needs."""
     batch = laid_out(_constant(batch))
     with batch.backend.detached(), batch.backend.quiet():
-        outcome = _of_all(batch, _plan(batch), _Wish(keep=True))
+        outcome = _of_all(batch, _plan(batch), keep=True)
         counts = outcome.counts
         by = 1.0 if counts is None else divisor(batch, counts)
-        return result_of(batch, outcome, counts, None), Kept(outcome.seen, by)
+        return result_of(batch, outcome, counts, None, by), Kept(outcome.seen, by)
 
 
 def grad_of_kept(batch: Batch, kept: Kept) -> Array:
@@ -128,13 +128,6 @@ def _room_for_gradient(batch: Batch) -> Array:
     return batch.backend.room(batch.logits.shape, batch.logits)
 
 
-class _Wish(NamedTuple):
-    """What is wanted beside the loss."""
-
-    gradient: Demand | None = None
-    keep: bool = False  # what a gradient needs later
-
-
 def _plan(batch: Batch) -> Plan:
     if batch.kernels is not None:
         budget: int | None = BLOCK_BYTES["kernel"]
@@ -157,18 +150,23 @@ def _for_each(batch: Batch, work: Callable[[int, RowIndex], None], cut: Plan) ->
         for_each_block(batch.backend, work, cut.blocks, room=len(cut.blocks))
 
 
-def _of_all(batch: Batch, cut: Plan, wish: _Wish) -> Outcome:
-    """Evaluate block by block, and put together what remains of each."""
+def _of_all(
+    batch: Batch, cut: Plan, demand: Demand | None = None, *, keep: bool = False
+) -> Outcome:
+    """Evaluate block by block, and put together what remains of each.
+
+    Beside the loss a gradient may be demanded, or that what it needs later is kept.
+    """
     blocks, slabs = cut.blocks, cut.slabs
     if len(blocks) == 1:
-        return _of_block(batch, blocks[0], slabs, wish)
+        return _of_block(batch, blocks[0], slabs, demand, keep=keep)
     if batch.backend.maps_rows:
-        return _mapped(batch, cut, wish)
+        return _mapped(batch, cut, demand)
     backend, per_row = batch.backend, batch.reduction == "none"
     rows, parts = Assembly(backend, (*batch.shape, 1)), Assembly(backend, (len(blocks),))
 
     def work(place: int, block: RowIndex) -> None:
-        loss, counts, _, stats, seen = _of_block(batch, block, slabs, wish)
+        loss, counts, _, stats, seen = _of_block(batch, block, slabs, demand, keep=keep)
         rows.put(block, (*([loss] if per_row else []), *stats, *seen))
         parts.put(place, () if per_row else (loss, *(counts or ())))
 
@@ -181,7 +179,7 @@ def _of_all(batch: Batch, cut: Plan, wish: _Wish) -> Outcome:
     return Outcome(rows.columns[0] if per_row else totals[0], counts, None, stats, seen)
 
 
-def _mapped(batch: Batch, cut: Plan, wish: _Wish) -> Outcome:
+def _mapped(batch: Batch, cut: Plan, demand: Demand | None) -> Outcome:
     """The same by a loop of the library's own, for which rows lie along one axis."""
     backend, shape, per_row = batch.backend, batch.shape, batch.reduction == "none"
     columns = (
@@ -204,29 +202,31 @@ def _mapped(batch: Batch, cut: Plan, wish: _Wish) -> Outcome:
             sample_weight=sample_weight,
             grad_output=grad_output,
         )
-        return _of_block(rows, (...,), cut.slabs, wish)
+        return _of_block(rows, (...,), cut.slabs, demand, keep=False)
 
     def shaped(x: Array | None) -> Array | None:
         return None if x is None else backend.xp.reshape(x, (*shape, x.shape[-1]))
 
     loss, _, grad, stats, _ = backend.map_rows(of_rows, flat, cut.rows)
     counts = None
-    if batch.reduction == "mean" and wish.gradient is None:
+    if batch.reduction == "mean" and demand is None:
         counts = _counts(batch, cut)
     loss = shaped(loss) if per_row else backend.total(loss)
     return Outcome(loss, counts, shaped(grad), [shaped(x) for x in stats])
 
 
-def _of_block(batch: Batch, block: RowIndex, slabs: list[slice], wish: _Wish) -> Outcome:
+def _of_block(
+    batch: Batch, block: RowIndex, slabs: list[slice], demand: Demand | None, *, keep: bool
+) -> Outcome:
     reading = read(batch, block, slabs)
     loss, stats = conclude(batch, block, reading)
     grad = counts = None
-    if wish.gradient is not None:
-        grad = gradient(batch, block, slabs, reading, wish.gradient)
-    seen = _what_gradients_need(batch, reading) if wish.keep else ()
+    if demand is not None:
+        grad = gradient(batch, block, slabs, reading, demand)
+    seen = _what_gradients_need(batch, reading) if keep else ()
     if batch.reduction == "none":
         return Outcome(loss, None, grad, stats, seen)
-    if batch.reduction == "mean" and wish.gradient is None:
+    if batch.reduction == "mean" and demand is None:
         counts = counts_of_block(batch, block, reading.rows)
     return Outcome(batch.backend.total(loss), counts, grad, stats, seen)
 
@@ -260,12 +260,21 @@ def _totals(batch: Batch, parts: Assembly) -> list[Array | None]:
     return [None if part is None else batch.backend.total(part) for part in parts.columns]
 
 
-def result_of(batch: Batch, outcome: Outcome, counts: Counts | None, grad: Array | None) -> Result:
-    """The outcome as the caller gets it: reduced, without the class axis, of the right dtype."""
+def result_of(
+    batch: Batch,
+    outcome: Outcome,
+    counts: Counts | None,
+    grad: Array | None,
+    by: Scalar | None = None,
+) -> Result:
+    """The outcome as the caller gets it: reduced, without the class axis, of the right dtype.
+
+    The divisor of the mean is passed where it is known already.
+    """
     finalize, reduction = batch.backend.finalize, batch.reduction
     loss = outcome.loss[..., 0] if reduction == "none" else outcome.loss
     if counts is not None:
-        loss = mean(batch, loss, counts)
+        loss = mean(batch, loss, counts, divisor(batch, counts) if by is None else by)
     stats = None
     if batch.return_stats:
         lse, prediction, correct = (column[..., 0] for column in outcome.stats)

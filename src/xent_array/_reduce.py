@@ -45,9 +45,9 @@ def divisor(batch: Batch, rows: Counts) -> Scalar:
     return total if rows.kept is None else xp.where(rows.kept == 0, 1.0, total)
 
 
-def mean(batch: Batch, loss: Array, rows: Counts) -> Array:
+def mean(batch: Batch, loss: Array, rows: Counts, by: Scalar) -> Array:
     """Divide the sum of the losses; where no row counts, return what `on_empty` says."""
-    quotient = loss / divisor(batch, rows)
+    quotient = loss / by
     if batch.denominator is not None:
         return quotient
     empty = math.nan if batch.on_empty == "nan" else 0.0

@@ -56,7 +56,7 @@ def evaluate_tiles(call: Projected, wanted: Wanted | None = None) -> tuple[Resul
         columns = [backend.xp.reshape(x, (*shape, 1)) for x in stats]
         if batch.reduction == "none":
             loss = backend.xp.reshape(loss, (*shape, 1))
-        result = result_of(batch, Outcome(loss, None, None, columns), counts, None)
+        result = result_of(batch, Outcome(loss, None, None, columns), counts, None, by)
         return result, None if slopes is None else slopes.finished()
 
 

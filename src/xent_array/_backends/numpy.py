@@ -17,6 +17,9 @@ _PLAIN = frozenset((np.ndarray, np.memmap))
 #: Rows of so many classes, and so many entries in all, are copied to be read class by class.
 _FEW, _WORTH_A_COPY = 64, 1 << 12
 
+#: The numbers of few rows, made once.
+_FIRST_ROWS = np.arange(1024)[:, None]
+
 _INDEX = np.dtype(np.intp)
 _UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
@@ -87,12 +90,12 @@ class Backend(NumpyDtypes):
 
     def gather(self, x: Array, index: Array) -> Array:
         if x.ndim == 2:
-            return x[np.arange(x.shape[0])[:, None], index]
+            return x[_row_numbers(x.shape[0]), index]
         return np.take_along_axis(x, index, axis=-1)
 
     def put(self, x: Array, index: Array, value: Array) -> Array:
         if x.ndim == 2:
-            x[np.arange(x.shape[0])[:, None], index] = value
+            x[_row_numbers(x.shape[0]), index] = value
         else:
             np.put_along_axis(x, index, value, axis=-1)
         return x
@@ -121,6 +124,11 @@ class Backend(NumpyDtypes):
 
     def finalize(self, x: Array, dtype: Any) -> Array:
         return np.asarray(x, dtype=dtype)
+
+
+def _row_numbers(rows: int) -> Array:
+    """The row numbers ``0 .. rows-1``, in a column."""
+    return _FIRST_ROWS[:rows] if rows <= len(_FIRST_ROWS) else np.arange(rows)[:, None]
 
 
 def _innermost(x: Array) -> bool:
