@@ -84,10 +84,10 @@ _templates: dict[Any, Batch] = {}
 def _signature(logits: Array, target: Array, options: Options) -> Any:
     """All that a batch follows from but values; None: not to be told, or more than these arrays."""
     backend = backend_of("logits", logits)
-    x, y = backend.signature(logits), backend.signature(target)
-    if x is None or y is None or holds_arrays(options) or options.on_empty == "raise":
+    arrays = backend.signature(logits, target)
+    if arrays is None or holds_arrays(options) or options.on_empty == "raise":
         return None
-    return backend, x, y, None if options is DEFAULTS else options
+    return backend, arrays, None if options is DEFAULTS else options
 
 
 def _renewed(template: Batch, logits: Array, target: Array, options: Options) -> Batch:
@@ -220,7 +220,7 @@ def apart(batch: Batch, kind: type) -> tuple[Batch, Arrays]:
     """
     held = arrays_of(batch)
     arrays = Arrays(*[x if isinstance(x, kind) else None for x in held])
-    numbers = Arrays(*[None if isinstance(x, kind) else x for x in held])
+    numbers = Arrays(*[x if own is None else None for x, own in zip(held, arrays, strict=True)])
     return _with_arrays(batch, numbers), arrays
 
 

@@ -67,7 +67,7 @@ def value_and_grad(batch: Batch) -> Result:
     caller, backend = batch, batch.backend
     batch = laid_out(_constant(batch))
     cut = _plan(batch)
-    with backend.detached(), backend.quiet():
+    with backend.detached():
         counts = _counts(batch, cut) if batch.reduction == "mean" else None
         by = 1.0 if counts is None else divisor(batch, counts)
         out = batch.out
@@ -84,7 +84,7 @@ def value_and_grad(batch: Batch) -> Result:
 def value_to_differentiate(batch: Batch) -> tuple[Result, Kept]:
     """Evaluate the loss, and keep of each row what `grad_of_kept` needs."""
     batch = laid_out(_constant(batch))
-    with batch.backend.detached(), batch.backend.quiet():
+    with batch.backend.detached():
         outcome = _of_all(batch, _plan(batch), keep=True)
         counts = outcome.counts
         by = 1.0 if counts is None else divisor(batch, counts)
@@ -103,7 +103,7 @@ def grad_of_kept(batch: Batch, kept: Kept) -> Array:
         reading = _reread(batch, block, kept)
         gradient(batch, block, cut.slabs, reading, demand)
 
-    with backend.detached(), backend.quiet():
+    with backend.detached():
         _for_each(batch, work, cut)
     return out
 

@@ -46,7 +46,7 @@ def evaluate_tiles(call: Projected, wanted: Wanted | None = None) -> tuple[Resul
     call = flattened(call)
     batch = call.batch._replace(differentiable=False)
     call, backend = call._replace(batch=batch), batch.backend
-    with backend.detached(), backend.quiet():
+    with backend.detached():
         counts = by = None
         if batch.reduction == "mean":
             counts = counts_of_block(batch, (...,), rows_of(batch, (...,)))

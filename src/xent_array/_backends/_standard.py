@@ -60,10 +60,10 @@ class Standard:
         """Return argument `name` as a plain array of the library, or raise TypeError."""
         return x
 
-    def signature(self, x: Array) -> Any:
-        """What all that is asked of `x` but its values follows from, to be a key; None: no telling.
+    def signature(self, *arrays: Array) -> Any:
+        """What everything asked of `arrays` follows from, but for their values; None: no telling.
 
-        It holds nothing of the array's memory, and stands for this thread's modes as well.
+        The modes of this thread are part of it. It can be hashed, and holds nothing of the arrays.
         """
         return None
 
@@ -124,8 +124,8 @@ class Standard:
         raise NotImplementedError
 
     def detached(self) -> contextlib.AbstractContextManager[Any]:
-        """Have the library not differentiate what is computed."""
-        return NOTHING
+        """Have the library neither differentiate what is computed nor warn of it."""
+        return self.quiet()
 
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
         """Silence floating-point warnings: a NaN row is an answer here, not an accident.

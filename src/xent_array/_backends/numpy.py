@@ -38,8 +38,13 @@ class Backend(NumpyDtypes):
             advice = "pass numpy.asarray(x)"
         raise TypeError(f"{name} must be a plain array, got {type(x).__name__}: {advice}")
 
-    def signature(self, x: Array) -> Any:
-        return (x.dtype, x.shape) if type(x) is np.ndarray else None
+    def signature(self, *arrays: Array) -> Any:
+        every: list[Any] = []
+        for x in arrays:
+            if type(x) is not np.ndarray:
+                return None
+            every += (x.dtype, x.shape)
+        return tuple(every)
 
     def device(self, x: Array) -> Any:
         return "cpu"

@@ -8,13 +8,14 @@ torch's but plain calls and plain backward, torch runs the array code of the los
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch.autograd import forward_ad
 
 from xent_array import _evaluate
-from xent_array._backends.torch import CONCRETE, numpy_view
+from xent_array._backends.torch import CONCRETE, is_watched, numpy_backend, numpy_view
 from xent_array._batch import Arrays, Batch, apart, arrays_of, moved, together
 from xent_array._evaluate import Kept, Result
 from xent_array._namespace import Array
@@ -22,6 +23,9 @@ from xent_array._rowwise import Stats
 
 #: Bytes of logits below which a call's own cost is more than that of its arithmetic.
 _SMALL = 1 << 17
+
+#: In the place of what a gradient needs of each row, where there is the gradient.
+_UNSEEN: Sequence[Any] = (None,) * 4
 
 
 def value(batch: Batch) -> Result:
@@ -78,14 +82,14 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, _logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        grad, kept = None, Kept((None,) * 4, None)
+        grad, seen, divisor = None, _UNSEEN, None
         if batch.reduction != "none" and _small(batch):
             loss, grad, _ = value_and_grad(batch)
         else:
-            loss, kept = _value_to_differentiate(batch)
+            loss, (seen, divisor) = _value_to_differentiate(batch)
         ctx.batch, arrays = apart(batch, torch.Tensor)
-        ctx.divisor = kept.divisor
-        ctx.save_for_backward(grad, *kept.seen, *arrays)
+        ctx.divisor = divisor
+        ctx.save_for_backward(grad, *seen, *arrays)
         return cast("torch.Tensor", loss)
 
     @staticmethod
@@ -101,8 +105,9 @@ class _Loss(torch.autograd.Function):
         if derived:
             return _derived(batch, grad_loss), None
         upstream = grad_loss.broadcast_to(batch.shape)[..., None]
-        kept = Kept(saved[:4], ctx.divisor)
-        return _grad_of_kept(batch._replace(grad_output=upstream), kept), None
+        memory = batch.backend.memory(batch.logits)  # which hooks may have put elsewhere
+        batch = batch._replace(memory=memory, grad_output=upstream)
+        return _grad_of_kept(batch, Kept(saved[:4], ctx.divisor)), None
 
 
 def _small(batch: Batch) -> bool:
@@ -161,8 +166,10 @@ def _in_numpy(batch: Batch) -> Batch | None:
 
     Half logits are worth it only for a kernel: NumPy's own arithmetic would first widen them.
     """
-    numpy = batch.backend.evaluator(batch.logits)
-    if batch.memory != "host" or forward_ad._current_level >= 0 or numpy is batch.backend:
+    if batch.memory != "host" or is_watched() or forward_ad._current_level >= 0:
+        return None
+    numpy = numpy_backend()
+    if numpy is None:
         return None
     try:
         arrays: list[Any] = list(arrays_of(batch))
@@ -178,7 +185,9 @@ def _in_numpy(batch: Batch) -> Batch | None:
 def _in_torch(batch: Batch, result: Result, grad: torch.Tensor | None) -> Result:
     """What NumPy computed, as tensors on its memory, of the dtype asked for; beside a gradient."""
     dtype, stats = batch.result_dtype, result.stats
-    loss = torch.from_numpy(result.loss).to(dtype)
+    loss = torch.from_numpy(result.loss)
+    if loss.dtype is not dtype:
+        loss = loss.to(dtype)
     if stats is not None:
         lse, prediction, correct = map(torch.from_numpy, stats)
         stats = Stats(lse.to(dtype), prediction, correct)
