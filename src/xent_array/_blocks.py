@@ -97,9 +97,9 @@ def plan(shape: tuple[int, ...], classes: int, itemsize: int, budget: int | None
 
     Without a budget everything is one block.
     """
-    row_bytes = classes * itemsize + ROW_BYTES
-    if budget is None or math.prod(shape) * row_bytes <= budget:
-        return Plan(math.prod(shape), [(...,)], [slice(0, classes)])
+    row_bytes, every = classes * itemsize + ROW_BYTES, math.prod(shape)
+    if budget is None or every * row_bytes <= budget:
+        return Plan(every, [(...,)], [slice(0, classes)])
     rows, width = max(1, budget // row_bytes), budget // itemsize
     slabs = [slice(start, min(start + width, classes)) for start in range(0, classes, width)]
     return Plan(rows, list(row_blocks(shape, rows)), slabs)

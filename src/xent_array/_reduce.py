@@ -18,10 +18,14 @@ class Counts(NamedTuple):
     kept: Array | None  # how many rows count
 
 
+#: Every row counts, and counts 1.
+_EVERY = Counts(None, None)
+
+
 def count_rows(backend: Standard, weight: Array | None, kept: Array | None) -> Counts:
     """Add up the weights of the rows that count."""
     if kept is None:
-        return Counts(None if weight is None else backend.total(weight), None)
+        return _EVERY if weight is None else Counts(backend.total(weight), None)
     count = backend.count(kept)
     if weight is None:
         return Counts(count, count)

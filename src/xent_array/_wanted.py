@@ -27,7 +27,7 @@ class Smoothing(NamedTuple):
 
     @property
     def is_smooth(self) -> bool:
-        return not (isinstance(self.smoothing, float) and self.smoothing == 0.0)
+        return type(self.smoothing) is not float or self.smoothing != 0.0
 
     def weight_of(self, classes: slice) -> Array | None:
         return None if self.weight is None else self.weight[classes]
@@ -160,8 +160,8 @@ class IndexRows(NamedTuple):
 
     def _share(self) -> Scalar:
         """What smoothing leaves to the target's own class, times its weight."""
-        weight, share = self.row_weight(), 1.0 - self.q.smoothing
-        return share if weight is None else times(share, weight)
+        share = 1.0 - self.q.smoothing
+        return share if self.q.weight is None else times(share, self.row_weight())
 
     def _local(self, classes: slice) -> tuple[Array, Array | None]:
         """The target's place in a slab, and in which rows it has one (None: in all)."""

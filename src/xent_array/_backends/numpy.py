@@ -91,7 +91,9 @@ class Backend(NumpyDtypes):
         return np.maximum.reduce(x, axis=-1, keepdims=True)
 
     def row_sum(self, x: Array) -> Array:
-        return np.add.reduce(x, axis=-1, keepdims=True) if _innermost(x) else super().row_sum(x)
+        if x.flags.c_contiguous or _innermost(x):
+            return np.add.reduce(x, axis=-1, keepdims=True)
+        return super().row_sum(x)
 
     def gather(self, x: Array, index: Array) -> Array:
         if x.ndim == 2:
@@ -138,7 +140,7 @@ def _row_numbers(rows: int) -> Array:
 
 def _innermost(x: Array) -> bool:
     """Whether the last axis is the densest in memory, which NumPy sums pairwise."""
-    return x.flags.c_contiguous or all(
+    return all(
         abs(step) >= abs(x.strides[-1]) or length <= 1
         for step, length in zip(x.strides, x.shape, strict=True)
     )
