@@ -19,23 +19,27 @@ from xent_array._wanted import IndexTarget, ProbabilityTarget, Smoothing, Target
 
 
 class Batch(NamedTuple):
-    """The checked arguments; what is one per row has a class axis of length one, last."""
+    """The checked arguments; what is one per row has a class axis of length one, last.
+
+    Four fields tell of the library and eleven of the call, then come the arrays: batches are made
+    of parts of others, at half the cost of a small call's `_replace`.
+    """
 
     backend: Standard
+    compute_dtype: Any
+    result_dtype: Any
+    differentiable: bool  # the library itself will differentiate what is computed
+    logits_alone: bool  # and that by nothing but the logits
     memory: Memory
     reduction: Reduction
     on_empty: OnEmpty
     by_rows: bool  # the mean divides by how many rows count
     return_stats: bool
-    compute_dtype: Any
-    result_dtype: Any
     shape: tuple[int, ...]  # of the rows
     classes: int
     axis: int  # of the classes in the caller's logits
     softcap: float | None
     z_loss: float
-    differentiable: bool  # the library itself will differentiate what is computed
-    logits_alone: bool  # and that by nothing but the logits
     out: Array | None  # where the gradient goes, of the shape of the caller's logits
     where: Array | None
     sample_weight: Array | None
@@ -99,7 +103,7 @@ def _renewed(template: Batch, logits: Array, target: Array, options: Options) ->
         checked = checked.renewed(q, target)
     softcap, scale = template.softcap, template.logit_scale
     kernels = _kernels_for(template.backend, logits, checked, softcap, scale)
-    return Batch(*template[:-3], logits, checked, kernels)  # at half the cost of names
+    return Batch._make((*template[:-3], logits, checked, kernels))
 
 
 def _gather(
@@ -173,20 +177,20 @@ def gathered(
     others_differentiable = backend.differentiates(*others)
     return Batch(  # in place: naming twenty fields costs a small call 2 µs
         backend,
+        dtype,
+        result_dtype,
+        others_differentiable or backend.differentiates(*sources),
+        not others_differentiable,
         library.memory,
         options.reduction,
         options.on_empty,
         by_rows,
         options.return_stats,
-        dtype,
-        result_dtype,
         shape,
         classes,
         axis,
         softcap,
         z_loss,
-        others_differentiable or backend.differentiates(*sources),
-        not others_differentiable,
         None,
         where,
         sample_weight,
@@ -221,27 +225,21 @@ def apart(batch: Batch, kind: type) -> tuple[Batch, Arrays]:
     held = arrays_of(batch)
     arrays = Arrays(*[x if isinstance(x, kind) else None for x in held])
     numbers = Arrays(*[x if own is None else None for x, own in zip(held, arrays, strict=True)])
-    return _with_arrays(batch, numbers), arrays
+    return _with_arrays(batch, numbers, batch[:4], batch.kernels), arrays
 
 
 def together(batch: Batch, arrays: Arrays) -> Batch:
     """Give a batch its arrays, or others; for None it keeps what it has."""
     pairs = zip(arrays, arrays_of(batch), strict=True)
-    return _with_arrays(batch, Arrays(*(own if x is None else x for x, own in pairs)))
+    arrays = Arrays(*[own if x is None else x for x, own in pairs])
+    return _with_arrays(batch, arrays, batch[:4], batch.kernels)
 
 
 def moved(batch: Batch, backend: Standard, arrays: Arrays, dtype: Any) -> Batch:
     """The same batch on the arrays of another library, a result of `dtype` constant to it."""
-    target, softcap, scale = batch.target, batch.softcap, arrays.logit_scale
-    return _with_arrays(
-        batch,
-        arrays,
-        backend=backend,
-        compute_dtype=dtype,
-        result_dtype=dtype,
-        differentiable=False,
-        kernels=_kernels_for(backend, arrays.logits, target, softcap, scale),
-    )
+    softcap, scale = batch.softcap, arrays.logit_scale
+    kernels = _kernels_for(backend, arrays.logits, batch.target, softcap, scale)
+    return _with_arrays(batch, arrays, (backend, dtype, dtype, False), kernels)
 
 
 def arrays_of(batch: Batch) -> Arrays:
@@ -260,19 +258,15 @@ def arrays_of(batch: Batch) -> Arrays:
     )
 
 
-def _with_arrays(batch: Batch, arrays: Arrays, **changes: Any) -> Batch:
-    logits, target, weight, smoothing, where, sample_weight, scale, denominator, upstream = arrays
-    q = Smoothing(changes.get("backend", batch.backend), batch.classes, weight, smoothing)
-    return batch._replace(
-        logits=logits,
-        target=batch.target.renewed(q, target),
-        where=where,
-        sample_weight=sample_weight,
-        logit_scale=scale,
-        denominator=denominator,
-        grad_output=upstream,
-        **changes,
-    )
+def _with_arrays(
+    batch: Batch, arrays: Arrays, library: tuple[Any, ...], kernels: ModuleType | None
+) -> Batch:
+    """The same call on other arrays, those of a library as the first fields of a batch tell it."""
+    logits, column, weight, smoothing, *others = arrays
+    q = Smoothing(library[0], batch.classes, weight, smoothing)
+    target = batch.target.renewed(q, column)
+    rest = (batch.out, *others, logits, target, kernels)
+    return Batch._make((*library, *batch[4:15], *rest))
 
 
 def laid_out(batch: Batch) -> Batch:
