@@ -60,8 +60,8 @@ class Standard:
         """Return argument `name` as a plain array of the library, or raise TypeError."""
         return x
 
-    def signature(self, *arrays: Array) -> Any:
-        """What everything asked of `arrays` follows from, but for their values; None: no telling.
+    def signature(self, logits: Array, target: Array) -> Any:
+        """What everything asked of both follows from, but for their values; None: no telling.
 
         The modes of this thread are part of it. It can be hashed, and holds nothing of the arrays.
         """

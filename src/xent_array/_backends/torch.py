@@ -43,11 +43,11 @@ class Backend(Standard):
             raise TypeError(f"{name} must be a strided tensor, got a {kind} one: make it dense")
         return x
 
-    def signature(self, *arrays: Array) -> Any:
+    def signature(self, logits: Array, target: Array) -> Any:
         if torch.compiler.is_compiling() or _is_recorded():
             return None
         every: list[Any] = []
-        for x in arrays:
+        for x in (logits, target):
             if _holds_no_values(x) or x.layout is not torch.strided or x.is_nested:
                 return None
             every += (x.dtype, x.shape, x.device, self.result_dtype(x), self.differentiates(x))
