@@ -71,8 +71,7 @@ def value_and_grad(batch: Batch) -> Result:
         counts = _counts(batch, cut) if batch.reduction == "mean" else None
         by = 1.0 if counts is None else divisor(batch, counts)
         out = batch.out
-        at_once = backend.maps_rows or (cut.whole and batch.kernels is None)
-        if out is None and not at_once:
+        if out is None and not backend.maps_rows and (batch.kernels is not None or not cut.whole):
             out = _room_for_gradient(caller)
         into = None if out is None else classes_last(backend, out, batch.axis)
         outcome = _of_all(batch, cut, Demand(into, by))
