@@ -66,8 +66,7 @@ class Backend(Standard):
         return False
 
     def evaluator(self, x: Array) -> Standard:
-        numpy = None if self.memory(x) != "host" or is_watched() else numpy_backend()
-        return self if numpy is None else numpy
+        return borrowed(self.memory(x)) or self
 
     def unwritable(self, x: Array) -> str | None:
         if x.requires_grad:
@@ -119,8 +118,8 @@ class Backend(Standard):
         return x.scatter_(-1, index, value)
 
     def within(self, index: Array, length: int) -> bool:
-        # What is asked lies in memory: NumPy says it at a fraction of torch's cost of a call.
-        numpy = numpy_backend() if index.is_cpu and not is_watched() else None
+        # No index without values comes here. NumPy answers at a fraction of torch's cost of a call.
+        numpy = borrowed("host" if index.is_cpu else "device")
         if numpy is None:
             return super().within(index, length)
         return numpy.within(numpy_view(index), length)
@@ -208,9 +207,14 @@ def _numpy_bfloat16() -> Any:
     return bfloat16
 
 
-def is_watched() -> bool:
-    """Whether something counts or records operations, which is to see torch's."""
-    return bool(torch._C._len_torch_dispatch_stack())
+def borrowed(memory: Memory) -> Standard | None:
+    """NumPy's backend, for what lies in host memory; None where nothing but torch will do.
+
+    What counts or records operations is to see torch's.
+    """
+    if memory != "host" or torch._C._len_torch_dispatch_stack():
+        return None
+    return numpy_backend()
 
 
 def _is_recorded() -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch.autograd import forward_ad
 
 from xent_array import _evaluate
-from xent_array._backends.torch import CONCRETE, is_watched, numpy_backend, numpy_view
+from xent_array._backends.torch import CONCRETE, borrowed, numpy_view
 from xent_array._batch import Arrays, Batch, apart, arrays_of, moved, together
 from xent_array._evaluate import Kept, Result
 from xent_array._namespace import Array
@@ -166,10 +166,8 @@ def _in_numpy(batch: Batch) -> Batch | None:
 
     Half logits are worth it only for a kernel: NumPy's own arithmetic would first widen them.
     """
-    if batch.memory != "host" or is_watched() or forward_ad._current_level >= 0:
-        return None
-    numpy = numpy_backend()
-    if numpy is None:
+    numpy = borrowed(batch.memory)
+    if numpy is None or forward_ad._current_level >= 0:
         return None
     try:
         arrays: list[Any] = list(arrays_of(batch))

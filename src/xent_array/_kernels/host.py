@@ -56,7 +56,7 @@ def row_stats(
     columns = (_line(index), found, even, places)
     for part, first in _parts(z):
         read = _rows.wide_stats if _along_classes(part) else _rows.lane_stats
-        _call(read, (*_seen(part), *factors, first, *columns))
+        _call(read, *_seen(part), *factors, first, *columns)
     top, rest, picked = found.reshape((3, *shape))
     return RowStats(
         top,
@@ -95,10 +95,10 @@ def row_grad(
     factors = (dtype.type(scale), weights)
     for part, to, first in _parts(z, into):
         write = _rows.wide_grad if _along_classes(part, to) else _rows.lane_grad
-        _call(write, (*_seen(part), *_seen(to), *factors, first, *columns))
+        _call(write, *_seen(part), *_seen(to), *factors, first, *columns)
 
 
-def _call(kernel: Any, args: tuple[Any, ...]) -> None:
+def _call(kernel: Any, *args: Any) -> None:
     try:
         kernel(*args)
     except OSError:  # it was compiled, and could not be kept on disk
