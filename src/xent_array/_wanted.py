@@ -137,11 +137,12 @@ class IndexRows(NamedTuple):
             excess = excess + (q.even_mass(slice(0, q.classes)) - mine)
             wanted, even = wanted + mine, even * row.factor
         index, inside = self._local(classes)
-        picked, total = slab.exp_at(backend, index), 1.0 + row.rest
-        pull = wanted * row.factor / total
+        picked, inverse = slab.exp_at(backend, index), 1.0 / (1.0 + row.rest)
+        # The factor comes last: numbers and arrays of the same value then give the same digits.
+        pull = times(wanted, inverse) * row.factor
         chosen = pull * ((picked - 1.0) - row.rest)
         if not (isinstance(excess, float) and excess == 0.0):
-            more = excess * row.factor / total
+            more = excess * inverse * row.factor
             pull, chosen = pull + more, chosen + more * picked
         return Slope(pull, even, index, inside, chosen)
 
