@@ -61,7 +61,7 @@ def gather(
     if out is not None:
         out = library.writable("out", out)
     shape = tuple(logits.shape)
-    batch = gathered(
+    return gathered(
         library,
         (logits,),
         shape,
@@ -69,9 +69,9 @@ def gather(
         target=target,
         options=options,
         grad_output=grad_output,
+        logits=logits,
+        out=out,
     )
-    kernels = _kernels_for(library.backend, logits, batch.target, batch.softcap, batch.logit_scale)
-    return batch._replace(logits=logits, out=out, kernels=kernels)
 
 
 def gathered(
@@ -83,8 +83,10 @@ def gathered(
     target: Array,
     options: Options,
     grad_output: Array | None,
+    logits: Array | None = None,
+    out: Array | None = None,
 ) -> Batch:
-    """Check everything but the logits, which are made from `sources`, and of which there are none.
+    """Check everything but the logits, which were checked, or are to be made of `sources`.
 
     The library of a call is settled by its leading argument.
     """
@@ -134,7 +136,7 @@ def gathered(
         shape,
         classes,
         axis,
-        None,
+        logits,
         checked,
         where,
         sample_weight,
@@ -143,10 +145,10 @@ def gathered(
         z_loss,
         denominator,
         upstream,
-        None,
+        out,
         others_differentiable or backend.differentiates(*sources),
         not others_differentiable,
-        None,
+        None if logits is None else _kernels_for(backend, logits, checked, softcap, scale),
     )
 
 
