@@ -15,22 +15,16 @@ from test_linear import (
     REDUCTIONS,
     TARGET,
     TARGETS,
-    C,
+    C,  # noqa: F401  for the fixture `tile_rows`
     arrays,
     by_hand,
 )
-from xent_array import _tiles
 
 from arrays import to_numpy
 
 pytestmark = pytest.mark.library("torch")
 
 PARTS = (FEATURES, LINEAR_WEIGHT, LINEAR_BIAS)
-
-
-@pytest.fixture(params=[1, 3, 100], ids="{}-row tiles".format)
-def tile_rows(request, monkeypatch):
-    monkeypatch.setattr(_tiles, "TILE_BYTES", 8 * C * request.param)
 
 
 def leaves(*values):

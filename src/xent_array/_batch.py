@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -224,6 +224,20 @@ def _with_arrays(batch: Batch, arrays: Arrays, **changes: Any) -> Batch:
         logit_scale=scale,
         denominator=denominator,
         grad_output=upstream,
+        **changes,
+    )
+
+
+def with_columns(
+    batch: Batch, function: Callable[[Array | None], Array | None], **changes: Any
+) -> Batch:
+    """The same with a function of all that there is of each row, the logits aside."""
+    target = batch.target
+    return batch._replace(
+        target=target.renewed(target.q, function(target.column)),
+        where=function(batch.where),
+        sample_weight=function(batch.sample_weight),
+        grad_output=function(batch.grad_output),
         **changes,
     )
 
