@@ -89,6 +89,21 @@ def test_torch_transforms_and_compiles():
     torch.testing.assert_close(weight.grad, expected[1], rtol=1e-11, atol=1e-14)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_results_are_constants_to_torch(compiled):
+    target = torch.tensor(TARGET)
+
+    def both(*parts):
+        loss, grads = xent_array.linear_cross_entropy_and_grad(
+            *parts[:2], target, linear_bias=parts[2]
+        )
+        return loss, *grads
+
+    torch._dynamo.reset()
+    call = torch.compile(both, fullgraph=True, backend="aot_eager") if compiled else both
+    assert not any(x.requires_grad for x in call(*leaves(*PARTS)))
+
+
 def test_torch_autocast():
     """As F.linear: multiplied in the chosen dtype, a float32 loss, gradients as their leaves."""
     features, weight = (torch.tensor(x, dtype=torch.float32) for x in PARTS[:2])
