@@ -113,6 +113,13 @@ def xp(request):
     return namespace
 
 
+@pytest.fixture(params=[1, 3, 100], ids="{}-row tiles".format)
+def tile_rows(request, monkeypatch):
+    """So many rows in a tile of float64 logits, of as many classes as the test's module says."""
+    tiles = importlib.import_module("xent_array._tiles")
+    monkeypatch.setattr(tiles, "TILE_BYTES", 8 * request.module.C * request.param)
+
+
 @pytest.fixture
 def xp_library(request):
     """What the table of capabilities says of the arrays of `xp`."""

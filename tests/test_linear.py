@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import xent_array
-from xent_array import _tiles
 
 from arrays import dtype_of, make, to_numpy
 
@@ -23,11 +22,6 @@ OPTIONS = {
 }
 TARGETS = pytest.mark.parametrize("target", [TARGET, PROBABILITIES], ids=["index", "probabilities"])
 REDUCTIONS = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-
-
-@pytest.fixture(params=[1, 3, 100], ids="{}-row tiles".format)
-def tile_rows(request, monkeypatch):
-    monkeypatch.setattr(_tiles, "TILE_BYTES", 8 * C * request.param)
 
 
 def arrays(xp, options, dtype=None):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import xent_array
+from test_linear import FEATURES, LINEAR_BIAS, LINEAR_WEIGHT, OPTIONS, TARGET, C
 from xent_array import _tiles
 
 jax = pytest.importorskip("jax")
@@ -14,22 +15,14 @@ check_grads = pytest.importorskip("jax.test_util").check_grads
 
 pytestmark = pytest.mark.library("jax")
 
-RNG = np.random.default_rng(3)
-N, H, C = 7, 5, 11
-PARTS = tuple(RNG.normal(size=size) for size in [(N, H), (C, H), (C,)])
-TARGET = np.asarray([0, 3, 10, -100, 2, 2, 7])
-WEIGHT = RNG.uniform(0.5, 2, size=C)
+PARTS = (FEATURES, LINEAR_WEIGHT, LINEAR_BIAS)
+WEIGHT = OPTIONS["weights"]["weight"]
 
 
 @pytest.fixture(autouse=True)
 def x64():
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture(params=[1, 3, 100], ids="{}-row tiles".format)
-def tile_rows(request, monkeypatch):
-    monkeypatch.setattr(_tiles, "TILE_BYTES", 8 * C * request.param)
 
 
 def held(features, linear_weight, bias, class_weight, smoothing, **options):

@@ -15,22 +15,16 @@ from test_linear import (
     REDUCTIONS,
     TARGET,
     TARGETS,
-    C,
+    C,  # noqa: F401  for the fixture `tile_rows`
     arrays,
     by_hand,
 )
-from xent_array import _tiles
 
 from arrays import to_numpy
 
 pytestmark = pytest.mark.library("torch")
 
 PARTS = (FEATURES, LINEAR_WEIGHT, LINEAR_BIAS)
-
-
-@pytest.fixture(params=[1, 3, 100], ids="{}-row tiles".format)
-def tile_rows(request, monkeypatch):
-    monkeypatch.setattr(_tiles, "TILE_BYTES", 8 * C * request.param)
 
 
 def leaves(*values):
@@ -93,6 +87,21 @@ def test_torch_transforms_and_compiles():
     weight.requires_grad_()
     compiled(weight, features).backward()
     torch.testing.assert_close(weight.grad, expected[1], rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_results_are_constants_to_torch(compiled):
+    target = torch.tensor(TARGET)
+
+    def both(*parts):
+        loss, grads = xent_array.linear_cross_entropy_and_grad(
+            *parts[:2], target, linear_bias=parts[2]
+        )
+        return loss, *grads
+
+    torch._dynamo.reset()
+    call = torch.compile(both, fullgraph=True, backend="aot_eager") if compiled else both
+    assert not any(x.requires_grad for x in call(*leaves(*PARTS)))
 
 
 def test_torch_autocast():

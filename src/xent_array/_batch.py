@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -114,7 +114,7 @@ def _gather(
     if out is not None:
         out = library.writable("out", out)
     shape = tuple(logits.shape)
-    batch = gathered(
+    return gathered(
         library,
         (logits,),
         shape,
@@ -122,9 +122,9 @@ def _gather(
         target=target,
         options=options,
         grad_output=grad_output,
+        logits=logits,
+        out=out,
     )
-    kernels = _kernels_for(library.backend, logits, batch.target, batch.softcap, batch.logit_scale)
-    return batch._replace(logits=logits, out=out, kernels=kernels)
 
 
 def gathered(
@@ -136,8 +136,10 @@ def gathered(
     target: Array,
     options: Options,
     grad_output: Array | None,
+    logits: Array | None = None,
+    out: Array | None = None,
 ) -> Batch:
-    """Check everything but the logits, which are made from `sources`, and of which there are none.
+    """Check everything but the logits, which were checked, or are to be made of `sources`.
 
     The library of a call is settled by its leading argument.
     """
@@ -191,15 +193,15 @@ def gathered(
         axis,
         softcap,
         z_loss,
-        None,
+        out,
         where,
         sample_weight,
         scale,
         denominator,
         upstream,
-        None,
+        logits,
         checked,
-        None,
+        None if logits is None else _kernels_for(backend, logits, checked, softcap, scale),
     )
 
 
@@ -267,6 +269,20 @@ def _with_arrays(
     target = batch.target.renewed(q, column)
     rest = (batch.out, *others, logits, target, kernels)
     return Batch._make((*library, *batch[4:15], *rest))
+
+
+def with_columns(
+    batch: Batch, function: Callable[[Array | None], Array | None], **changes: Any
+) -> Batch:
+    """The same with a function of all that there is of each row, the logits aside."""
+    target = batch.target
+    return batch._replace(
+        target=target.renewed(target.q, function(target.column)),
+        where=function(batch.where),
+        sample_weight=function(batch.sample_weight),
+        grad_output=function(batch.grad_output),
+        **changes,
+    )
 
 
 def laid_out(batch: Batch) -> Batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 from xent_array._linear_engines import evaluate, evaluate_with_grads
 from xent_array._namespace import Array
@@ -13,6 +13,7 @@ from xent_array._options import (
     OnEmpty,
     Options,
     Reduction,
+    RowKeywords,
     checked,
 )
 from xent_array._projected import Parts, gather_projected
@@ -21,23 +22,11 @@ from xent_array._rowwise import Stats
 ArrayT = TypeVar("ArrayT")
 
 
-class Keywords(TypedDict, total=False):
+class Keywords(RowKeywords, total=False):
     """Static types of the keywords beside `return_stats`, which settles what is returned."""
 
     linear_bias: Array | None
     weight: Array | None
-    ignore_index: int
-    reduction: Reduction
-    label_smoothing: float | Array
-    sample_weight: Array | None
-    where: Array | None
-    denominator: Denominator
-    on_empty: OnEmpty
-    logit_scale: float | Array
-    softcap: float | None
-    z_loss: float
-    dtype: Any
-    check: Check
 
 
 @overload

@@ -50,7 +50,7 @@ class Options(NamedTuple):
 DEFAULTS = Options()
 
 
-class Keywords(TypedDict, total=False):
+class RowKeywords(TypedDict, total=False):
     """Static types of the keywords beside `weight` and `return_stats`, which have their own place.
 
     `CrossEntropyLoss` takes the one by position, the other settles what is returned.
@@ -59,7 +59,6 @@ class Keywords(TypedDict, total=False):
     ignore_index: int
     reduction: Reduction
     label_smoothing: float | Array
-    axis: int | None
     sample_weight: Array | None
     where: Array | None
     denominator: Denominator
@@ -69,6 +68,12 @@ class Keywords(TypedDict, total=False):
     z_loss: float
     dtype: Any
     check: Check
+
+
+class Keywords(RowKeywords, total=False):
+    """The same of logits, whose class axis may be any."""
+
+    axis: int | None
 
 
 def checked(options: Options) -> Options:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from xent_array._arguments import Library
 from xent_array._backends import dtype_name
-from xent_array._batch import Batch, gathered, with_kernels
+from xent_array._batch import Batch, gathered, with_columns, with_kernels
 from xent_array._namespace import Array
 from xent_array._options import Options
 
@@ -98,14 +98,7 @@ def flattened(call: Projected) -> Projected:
             return x
         return reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
-    rows = batch._replace(
-        shape=(math.prod(batch.shape),),
-        axis=1,
-        target=batch.target.renewed(batch.target.q, flat(batch.target.column)),
-        where=flat(batch.where),
-        sample_weight=flat(batch.sample_weight),
-        grad_output=flat(batch.grad_output),
-    )
+    rows = with_columns(batch, flat, shape=(math.prod(batch.shape),), axis=1)
     return Projected(rows, parts._replace(features=flat(parts.features)), upstream)
 
 
@@ -115,14 +108,12 @@ def tile(batch: Batch, rows: slice, logits: Array) -> Batch:
     def cut(x: Array | None) -> Array | None:
         return None if x is None else x[rows, :]
 
-    here = batch._replace(
+    here = with_columns(
+        batch,
+        cut,
         shape=tuple(logits.shape[:1]),
         logits=logits,
         memory=batch.backend.memory(logits),
-        target=batch.target.renewed(batch.target.q, cut(batch.target.column)),
-        where=cut(batch.where),
-        sample_weight=cut(batch.sample_weight),
-        grad_output=cut(batch.grad_output),
         reduction="none" if batch.reduction == "none" else "sum",
         result_dtype=batch.compute_dtype,
     )

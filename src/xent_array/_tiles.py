@@ -9,18 +9,17 @@ so that a loss and its gradients take three matrix products.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from xent_array._backends import Standard
-from xent_array._backends._standard import PIECE_BYTES
 from xent_array._batch import Batch
 from xent_array._blocks import Assembly
 from xent_array._engines import evaluate, evaluate_with_grad
 from xent_array._evaluate import Outcome, Result, counts_of_block, result_of
 from xent_array._namespace import Array
 from xent_array._projected import Parts, Projected, flattened, tile
-from xent_array._reduce import divisor
+from xent_array._reduce import Counts, divisor
 from xent_array._rowwise import rows_of
 from xent_array._stats import Scalar
 
@@ -37,7 +36,10 @@ class Wanted(NamedTuple):
     wide: bool = False  # in the compute dtype: they are multiplied before they are rounded
 
 
-def evaluate_tiles(call: Projected, wanted: Wanted | None = None) -> tuple[Result, Parts | None]:
+NOTHING = Wanted(False, False, False)
+
+
+def evaluate_tiles(call: Projected, wanted: Wanted = NOTHING) -> tuple[Result, Parts]:
     """Evaluate the loss, statistics where asked for, and the derivatives that are wanted.
 
     None of it is differentiable. The derivatives are flattened, as the rows are.
@@ -47,17 +49,33 @@ def evaluate_tiles(call: Projected, wanted: Wanted | None = None) -> tuple[Resul
     batch = call.batch._replace(differentiable=False)
     call, backend = call._replace(batch=batch), batch.backend
     with backend.detached():
-        counts = by = None
-        if batch.reduction == "mean":
-            counts = counts_of_block(batch, (...,), rows_of(batch, (...,)))
-            by = divisor(batch, counts)
-        slopes = None if wanted is None else Slopes(call, wanted, by)
-        loss, stats = _walk(call, slopes)
-        columns = [backend.xp.reshape(x, (*shape, 1)) for x in stats]
-        if batch.reduction == "none":
-            loss = backend.xp.reshape(loss, (*shape, 1))
-        result = result_of(batch, Outcome(loss, None, None, columns), counts, None, by)
-        return result, None if slopes is None else slopes.finished()
+        counts = counts_of(batch)
+        slopes = Slopes(call, wanted, 1.0 if counts is None else 1.0 / divisor(batch, counts))
+        loss, stats = _walk(call, slopes if any(wanted[:3]) else None)
+        return assembled(batch, shape, loss, stats, counts), slopes.finished()
+
+
+def counts_of(batch: Batch) -> Counts | None:
+    """What the mean divides by, from the targets alone; None for other reductions."""
+    if batch.reduction != "mean":
+        return None
+    return counts_of_block(batch, (...,), rows_of(batch, (...,)))
+
+
+def assembled(
+    batch: Batch,
+    shape: tuple[int, ...],
+    loss: Array,
+    stats: Sequence[Array],
+    counts: Counts | None,
+) -> Result:
+    """Losses of flattened rows or their sum, and statistics, as the caller gets them."""
+
+    def shaped(x: Array) -> Array:
+        return batch.backend.xp.reshape(x, (*shape, 1))
+
+    loss = shaped(loss) if batch.reduction == "none" else loss
+    return result_of(batch, Outcome(loss, None, None, list(map(shaped, stats))), counts, None)
 
 
 def tiles(batch: Batch) -> list[slice]:
@@ -73,7 +91,7 @@ def logits_of(batch: Batch, x: Array, parts: Parts, room: Array | None = None) -
     """The logits of features `x`, written to `room` where there is any."""
     backend, dtype = batch.backend, batch.compute_dtype
     _, weight, bias = parts
-    if backend.multiplies_half or weight.dtype == dtype:
+    if _multiplied_as_it_is(batch, weight):
         return backend.affine(x, weight, bias, room)
     if room is None:
         room = backend.room((x.shape[0], batch.classes), x, dtype)
@@ -84,15 +102,18 @@ def logits_of(batch: Batch, x: Array, parts: Parts, room: Array | None = None) -
     return room
 
 
+def _multiplied_as_it_is(batch: Batch, weight: Array) -> bool:
+    """Whether a matrix need not be widened to the compute dtype."""
+    return batch.backend.multiplies_half or weight.dtype == batch.compute_dtype
+
+
 def _widened(batch: Batch, weight: Array) -> Iterator[tuple[slice, Array]]:
     """A matrix in the compute dtype: whole if it is, else piece by piece."""
     backend, dtype = batch.backend, batch.compute_dtype
-    if backend.multiplies_half or weight.dtype == dtype:
+    if _multiplied_as_it_is(batch, weight):
         yield slice(0, batch.classes), weight
         return
-    step = max(1, PIECE_BYTES // max(1, weight.shape[1] * backend.itemsize(dtype)))
-    for start in range(0, batch.classes, step):
-        piece = slice(start, min(start + step, batch.classes))
+    for piece in backend.pieces(weight, dtype):
         yield piece, backend.cast(weight[piece, :], dtype)
 
 
@@ -122,11 +143,10 @@ class Slopes:
     rows before they are rounded.
     """
 
-    def __init__(self, call: Projected, wanted: Wanted, by: Scalar | None) -> None:
+    def __init__(self, call: Projected, wanted: Wanted, factor: Scalar) -> None:
         self.batch, self.parts, upstream = call
         self.backend: Standard = self.batch.backend
         self.wanted = wanted
-        factor: Scalar = 1.0 if by is None else 1.0 / by
         if upstream is not None:
             factor = self.backend.cast(upstream, self.batch.compute_dtype) * factor
         self.factor = factor
@@ -146,17 +166,14 @@ class Slopes:
         if self.features is not None:
             self._take_features(self.features[here, :], g)
         if self.linear_weight is not None:
-            if here.start == 0:
-                backend.first_product(self.linear_weight, g.T, x)
-            else:
-                backend.add_product(self.linear_weight, g.T, x)
+            self._sum(self.linear_weight, g.T, x, first=here.start == 0)
         if self.linear_bias is not None:
             total = backend.xp.sum(backend.cast(g, dtype), axis=0)
             self.linear_bias[...] = total if here.start == 0 else self.linear_bias + total
         return result
 
     def _scaled(self, part: Batch) -> Batch:
-        if self.half or (isinstance(self.factor, float) and self.factor == 1.0):
+        if self.half or self.batch.reduction == "none":  # losses per row have their own factors
             return part
         ones = self.backend.xp.ones(
             (*part.shape, 1), dtype=part.compute_dtype, device=self.backend.device(part.logits)
@@ -164,12 +181,12 @@ class Slopes:
         return part._replace(grad_output=ones * self.factor)
 
     def _take_features(self, to: Array, g: Array) -> None:
-        backend = self.backend
         for classes, weight in _widened(self.batch, self.parts.linear_weight):
-            if classes.start == 0:
-                backend.first_product(to, g[:, classes], weight)
-            else:
-                backend.add_product(to, g[:, classes], weight)
+            self._sum(to, g[:, classes], weight, first=classes.start == 0)
+
+    def _sum(self, total: Array, a: Array, b: Array, *, first: bool) -> None:
+        """Add a product to a sum, whose memory holds nothing before the `first`."""
+        (self.backend.first_product if first else self.backend.add_product)(total, a, b)
 
     def finished(self) -> Parts:
         """What was summed, in the dtype of what it belongs to unless wanted wide."""
@@ -179,6 +196,5 @@ class Slopes:
     def _finished(self, x: Array) -> Array:
         if not self.half:
             return x
-        if not (isinstance(self.factor, float) and self.factor == 1.0):
-            x *= self.factor
+        x *= self.factor
         return x if self.wanted.wide else self.backend.cast(x, self.parts.features.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, Literal
 
@@ -255,6 +255,13 @@ class Standard:
 
     # --- matrices
 
+    def pieces(self, matrix: Array, dtype: Any) -> Iterator[slice]:
+        """Runs of the rows of a matrix that are small in a dtype."""
+        count, width = matrix.shape
+        step = max(1, PIECE_BYTES // max(1, width * self.itemsize(dtype)))
+        for start in range(0, count, step):
+            yield slice(start, min(start + step, count))
+
     def autocast(self, x: Array) -> Array:
         """`x` in the dtype that the library would multiply it in, where it has such a mode."""
         return x
@@ -275,9 +282,7 @@ class Standard:
 
     def add_product(self, total: Array, a: Array, b: Array) -> None:
         """Add ``a · b`` to `total`, piece by piece: the product takes as much memory as a piece."""
-        step = max(1, PIECE_BYTES // max(1, total.shape[1] * self.itemsize(total.dtype)))
-        for start in range(0, total.shape[0], step):
-            rows = slice(start, min(start + step, total.shape[0]))
+        for rows in self.pieces(total, total.dtype):
             total[rows, :] += self.cast(self.xp.matmul(a[rows, :], b), total.dtype)
 
     def finalize(self, x: Array, dtype: Any) -> Array:

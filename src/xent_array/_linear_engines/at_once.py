@@ -18,15 +18,17 @@ def value(call: Projected) -> Result:
 
 def value_and_grads(call: Projected) -> tuple[Result, Parts]:
     """Evaluate the loss and its derivatives, constants to autograd."""
-    xp, (features, weight, bias) = call.batch.backend.xp, call.parts
-    result = _engines.evaluate_with_grad(_with_logits(call))
-    g: Array = result.grad_logits
-    rows: Any = tuple(range(g.ndim - 1))
-    grads = Parts(
-        xp.matmul(g, weight),
-        xp.tensordot(g, features, axes=(rows, rows)),
-        None if bias is None else xp.sum(g, axis=rows, dtype=bias.dtype),
-    )
+    backend, (features, weight, bias) = call.batch.backend, call.parts
+    xp = backend.xp
+    with backend.detached():
+        result = _engines.evaluate_with_grad(_with_logits(call))
+        g: Array = result.grad_logits
+        rows: Any = tuple(range(g.ndim - 1))
+        grads = Parts(
+            xp.matmul(g, weight),
+            xp.tensordot(g, features, axes=(rows, rows)),
+            None if bias is None else xp.sum(g, axis=rows, dtype=bias.dtype),
+        )
     return result, grads
 
 

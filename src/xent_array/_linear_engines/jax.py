@@ -14,12 +14,11 @@ import jax.numpy as jnp
 
 from xent_array import _engines
 from xent_array._batch import Arrays, Batch, apart, together
-from xent_array._evaluate import Outcome, Result, counts_of_block, result_of
+from xent_array._evaluate import Result
 from xent_array._linear_engines import at_once
 from xent_array._namespace import Array
 from xent_array._projected import Parts, Projected, flattened, tile
-from xent_array._rowwise import rows_of
-from xent_array._tiles import tiles
+from xent_array._tiles import assembled, counts_of, tiles
 
 
 def value(call: Projected) -> Result:
@@ -56,13 +55,9 @@ def value_and_grads(call: Projected) -> tuple[Result, Parts]:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _compiled(bare: Batch, shape: tuple[int, ...], arrays: Arrays, parts: Parts) -> Result:
     batch = together(bare, arrays)
-    counts = None
-    if batch.reduction == "mean":
-        counts = counts_of_block(batch, (...,), rows_of(batch, (...,)))
     loss, _, stats = _of_all_tiles(batch, parts)
-    loss = jnp.reshape(loss, (*shape, 1)) if batch.reduction == "none" else jnp.sum(loss)
-    columns = [jnp.reshape(x, (*shape, 1)) for x in stats or ()]
-    return result_of(batch, Outcome(loss, None, None, columns), counts, None)
+    loss = loss if batch.reduction == "none" else jnp.sum(loss)
+    return assembled(batch, shape, loss, stats or (), counts_of(batch))
 
 
 def _of_all_tiles(batch: Batch, parts: Parts) -> Any:

@@ -16,7 +16,7 @@ from xent_array._batch import Arrays, apart, together
 from xent_array._evaluate import Result
 from xent_array._linear_engines import at_once, in_tiles
 from xent_array._projected import Parts, Projected
-from xent_array._tiles import Wanted, evaluate_tiles
+from xent_array._tiles import NOTHING, Wanted, evaluate_tiles
 
 
 def value(call: Projected) -> Result:
@@ -45,11 +45,11 @@ class _Loss(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> torch.Tensor:
         *parts, call = arguments
         features, weight, bias, _ = ctx.needs_input_grad
-        wanted = Wanted(features, weight, bias, wide=True)
         per_row = call.batch.reduction == "none"
-        result, grads = evaluate_tiles(call, None if per_row else wanted)
+        wanted = NOTHING if per_row else Wanted(features, weight, bias, wide=True)
+        result, grads = evaluate_tiles(call, wanted)
         ctx.batch, arrays = apart(call.batch, torch.Tensor)
-        ctx.save_for_backward(*(grads or (None,) * 3), *parts, *arrays)
+        ctx.save_for_backward(*grads, *parts, *arrays)
         return cast("torch.Tensor", result.loss)
 
     @staticmethod
@@ -63,8 +63,8 @@ class _Loss(torch.autograd.Function):
         if batch.reduction == "none":
             upstream = grad_loss.broadcast_to(batch.shape)[..., None]
             call = Projected(batch._replace(grad_output=upstream), parts, None)
-            _, made = evaluate_tiles(call, Wanted(*needed))
-            return (*map(_shaped, made or grads, parts), None)
+            _, grads = evaluate_tiles(call, Wanted(*needed))
+            return (*map(_shaped, grads, parts), None)
         return (*(_scaled(g, x, grad_loss) for g, x in zip(grads, parts, strict=True)), None)
 
 
