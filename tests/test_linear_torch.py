@@ -5,6 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import xent_array
 from test_linear import (
@@ -12,19 +15,27 @@ from test_linear import (
     LINEAR_BIAS,
     LINEAR_WEIGHT,
     OPTIONS,
+    PROBABILITIES,
     REDUCTIONS,
+    RNG,
     TARGET,
     TARGETS,
-    C,  # noqa: F401  for the fixture `tile_rows`
+    C,
     arrays,
     by_hand,
 )
+from xent_array import _tiles
 
 from arrays import to_numpy
 
 pytestmark = pytest.mark.library("torch")
 
 PARTS = (FEATURES, LINEAR_WEIGHT, LINEAR_BIAS)
+
+
+@pytest.fixture
+def fresh_dynamo():
+    torch._dynamo.reset()
 
 
 def leaves(*values):
@@ -57,39 +68,200 @@ def test_torch_differentiates(target, reduction, options):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-11, atol=1e-14)
 
 
+def backward(loss, parts):
+    loss(*parts)[0].sum().backward()
+    return [x.grad for x in parts]
+
+
+def twice(loss, parts):
+    grads = torch.autograd.grad(loss(*parts)[0].sum(), parts, create_graph=True)
+    sum((grad * grad).sum() for grad in grads).backward()
+    return [x.grad for x in parts]
+
+
+def many_vectors(loss, parts):
+    """By a batch of vectors at once, as torch.autograd.functional and gradcheck do."""
+    out = loss(*parts)[0]
+    vectors = torch.eye(max(1, out.numel()), dtype=out.dtype).reshape(-1, *out.shape)
+    return torch.autograd.grad(out, parts, vectors, is_grads_batched=True)
+
+
+def dual_numbers(loss, parts):
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(x.detach(), x.detach() + 1.0) for x in parts]
+        return forward_ad.unpack_dual(loss(*duals)[0])
+
+
+def func(transform):
+    """A transform of torch.func, of the sum of the losses by all parts."""
+
+    def run(loss, parts):
+        parts = tuple(x.detach() for x in parts)
+        return tree_leaves(transform(lambda *parts: loss(*parts)[0].sum(), parts))
+
+    return run
+
+
+def statistics(loss, parts):
+    """Those of each row are differentiable by its logsumexp."""
+    value, stats = loss(*parts, return_stats=True)
+    (value.sum() + (stats.lse * stats.lse).sum()).backward()
+    return [*stats, *(x.grad for x in parts)]
+
+
+EVERY = (0, 1, 2)
+MODES = {
+    "twice": twice,
+    "many vectors": many_vectors,
+    "dual numbers": dual_numbers,
+    "grad": func(lambda f, parts: torch.func.grad(f, EVERY)(*parts)),
+    "vmap of grad": func(
+        lambda f, parts: torch.func.vmap(torch.func.grad(f, EVERY), (0, None, None))(
+            torch.stack([parts[0], 2.0 * parts[0]]), *parts[1:]
+        )
+    ),
+    "jvp": func(lambda f, parts: torch.func.jvp(f, parts, parts)),
+    "forward over reverse": func(
+        lambda f, parts: torch.func.jvp(torch.func.grad(f, EVERY), parts, parts)
+    ),
+    "reverse over forward": func(
+        lambda f, parts: torch.func.grad(lambda *p: torch.func.jvp(f, p, parts)[1], EVERY)(*parts)
+    ),
+    "hessian": func(lambda f, parts: torch.func.hessian(f, 2)(*parts)),
+    "statistics": statistics,
+}
+
+
+def both_ways(target, **options):
+    """The linear loss and that of the logits held, of parts, as tuples."""
+    target, options = torch.tensor(target), arrays(torch, options)
+
+    def ours(features, weight, bias, **more):
+        result = xent_array.linear_cross_entropy(
+            features, weight, target, linear_bias=bias, **options, **more
+        )
+        return result if more else (result,)
+
+    def theirs(*parts, **more):
+        logits = torch.nn.functional.linear(*parts)
+        result = xent_array.cross_entropy(logits, target, axis=-1, **options, **more)
+        return result if more else (result,)
+
+    return ours, theirs
+
+
+def assert_all_close(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@TARGETS
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_every_mode(monkeypatch, mode, options, target):
+    """Each gives what it gives of the logits held, in tiles of three rows, the last of one."""
+    monkeypatch.setattr(_tiles, "TILE_BYTES", 8 * C * 3)
+    for reduction in ("mean", "none"):
+        ours, theirs = both_ways(target, reduction=reduction, **options)
+        assert_all_close(mode(ours, leaves(*PARTS)), mode(theirs, leaves(*PARTS)))
+
+
+@pytest.mark.parametrize("name", ["weight", "sample_weight", "label_smoothing", "logit_scale", "p"])
 @REDUCTIONS
 @pytest.mark.usefixtures("tile_rows")
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
-def test_torch_differentiates_twice_and_forward(reduction):
-    def loss(features, weight, bias):
-        return xent_array.linear_cross_entropy(
-            features, weight, torch.tensor(TARGET), linear_bias=bias, reduction=reduction
-        )
+def test_whatever_else_requires_grad(name, reduction):
+    values = {
+        "weight": OPTIONS["weights"]["weight"],
+        "sample_weight": OPTIONS["rows"]["sample_weight"],
+        "label_smoothing": np.asarray(0.2),
+        "logit_scale": np.asarray(0.7),
+        "p": PROBABILITIES,
+    }
+    results = []
+    for way in both_ways_of_tensors():
+        features, leaf = leaves(FEATURES, values[name])
+        target = leaf if name == "p" else torch.tensor(TARGET)
+        options = {} if name == "p" else {name: leaf}
+        loss = way(features, torch.tensor(LINEAR_WEIGHT), target, reduction=reduction, **options)
+        loss.sum().backward()
+        results.append((loss, features.grad, leaf.grad))
+    assert_all_close(*results)
 
-    assert torch.autograd.gradcheck(loss, leaves(*PARTS), check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(loss, leaves(*PARTS))
+
+def both_ways_of_tensors():
+    yield xent_array.linear_cross_entropy
+    yield lambda x, w, target, **options: xent_array.cross_entropy(x @ w.T, target, **options)
 
 
-def test_torch_transforms_and_compiles():
-    features, weight = map(torch.tensor, PARTS[:2])
-    target = torch.tensor(TARGET)
+COMPILED = {
+    "backward": (backward, {}),
+    "statistics": (lambda loss, parts: loss(*(x.detach() for x in parts), return_stats=True), {}),
+    "differentiable statistics": (statistics, {}),
+    "tensors": (backward, {"label_smoothing": np.asarray(0.1), "denominator": np.asarray(9.0)}),
+    "rows": (backward, {"denominator": "rows", "on_empty": "zero"}),
+}
 
-    def loss(weight, features):
-        return xent_array.linear_cross_entropy(features, weight, target)
 
-    expected = xent_array.linear_cross_entropy_and_grad(features, weight, target)[1]
-    grad = torch.func.grad(loss)(weight, features)
-    torch.testing.assert_close(grad, expected[1], rtol=1e-11, atol=1e-14)
-    both = torch.func.vmap(torch.func.grad(loss), (None, 0))(weight, torch.stack([features] * 2))
-    torch.testing.assert_close(both[1], expected[1], rtol=1e-11, atol=1e-14)
-    torch._dynamo.reset()
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    weight.requires_grad_()
-    compiled(weight, features).backward()
-    torch.testing.assert_close(weight.grad, expected[1], rtol=1e-11, atol=1e-14)
+@pytest.mark.parametrize(("mode", "more"), COMPILED.values(), ids=COMPILED)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiled(monkeypatch, mode, more, options):
+    monkeypatch.setattr(_tiles, "TILE_BYTES", 8 * C * 3)
+    for reduction in ("mean",) if "denominator" in more else ("mean", "none"):
+        ours, theirs = both_ways(TARGET, **{"reduction": reduction, **options, **more})
+        compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+        assert_all_close(mode(compiled, leaves(*PARTS)), mode(theirs, leaves(*PARTS)))
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiled_transforms():
+    ours, theirs = both_ways(TARGET)
+    parts = tuple(x.detach() for x in leaves(*PARTS))
+    grads = [torch.func.grad(lambda *x, f=f: f(*x)[0], EVERY) for f in (ours, theirs)]
+    compiled = torch.compile(grads[0], fullgraph=True, backend="aot_eager")
+    assert_all_close(compiled(*parts), grads[1](*parts))
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_a_compiled_graph_has_one_operator():
+    graphs = []
+
+    def look(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    loss = both_ways(TARGET)[0]
+    torch.compile(loss, fullgraph=True, backend=look)(*leaves(*PARTS))
+    called = [str(node.target) for node in graphs[0].graph.nodes if node.op == "call_function"]
+    assert "xent_array.linear_cross_entropy.default" in called
+    assert not any("matmul" in name or "linear(" in name for name in called)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_operator_is_well_behaved(reduction):
+    """torch's own checks of its schema, its shapes and its derivatives."""
+    arguments = (*leaves(*PARTS), torch.tensor(TARGET), [])
+    words = {
+        "names": "",
+        "numbers": [0.1, 1.0, 0.0],
+        "divides_by": "weights",
+        "ignore_index": -100,
+        "reduction": reduction,
+        "on_empty": "nan",
+        "softcap": None,
+        "z_loss": 0.0,
+        "dtype": torch.float64,
+        "return_stats": False,
+        "wanted": [reduction == "mean"] * 3 + [True],
+    }
+    operator = torch.ops.xent_array.linear_cross_entropy.default
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(operator, arguments, words, test_utils=checks)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.usefixtures("fresh_dynamo")
 def test_results_are_constants_to_torch(compiled):
     target = torch.tensor(TARGET)
 
@@ -99,7 +271,6 @@ def test_results_are_constants_to_torch(compiled):
         )
         return loss, *grads
 
-    torch._dynamo.reset()
     call = torch.compile(both, fullgraph=True, backend="aot_eager") if compiled else both
     assert not any(x.requires_grad for x in call(*leaves(*PARTS)))
 
@@ -116,13 +287,30 @@ def test_torch_autocast():
     np.testing.assert_allclose(to_numpy(weight.grad), expected, atol=3e-2)
 
 
-def test_torch_keeps_nothing_of_the_logits():
-    """What is kept for backward is no larger than arguments and gradients."""
-    features = torch.randn(64, 4, requires_grad=True)
-    weight = torch.randn(1000, 4, requires_grad=True)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda x: kept.append(x.numel()) or x, lambda x: x
-    ):
-        xent_array.linear_cross_entropy(features, weight, torch.zeros(64, dtype=torch.int64))
-    assert max(kept) == weight.numel()
+class Largest(TorchDispatchMode):
+    """The most numbers that any tensor holds which is made here."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, _types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        sizes = (x.numel() for x in tree_leaves(result) if isinstance(x, torch.Tensor))
+        self.numbers = max(self.numbers, *sizes, 0)
+        return result
+
+
+@pytest.mark.parametrize("mode", [backward, *MODES.values()], ids=["backward", *MODES])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_nothing_is_as_large_as_the_logits(monkeypatch, mode, reduction):
+    """Neither made on the way nor kept for backward, but where torch asks for a batch of each."""
+    rows, classes = 12, 1000
+    monkeypatch.setattr(_tiles, "TILE_BYTES", 8 * classes * 3)
+    target = np.zeros(rows, dtype=np.int64)
+    parts = leaves(*(RNG.normal(size=size) for size in [(rows, 2), (classes, 2), (classes,)]))
+    with Largest() as seen:
+        mode(both_ways(target, reduction=reduction)[0], parts)
+    batch = {MODES["vmap of grad"]: 2, MODES["hessian"]: classes}.get(mode, 1)
+    if mode is many_vectors and reduction == "none":
+        batch = rows
+    assert seen.numbers <= batch * 3 * classes

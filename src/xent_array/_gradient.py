@@ -51,6 +51,11 @@ def gradient(
     return None
 
 
+def times_upstream(xp: Any, grad: Array, upstream: Array) -> Array:
+    """A gradient times that of its loss: rows that do not count stay 0, be the factor infinite."""
+    return xp.where(grad == 0.0, grad, grad * upstream)
+
+
 def _write_by_kernel(batch: Batch, z: Array, reading: Reading, pull: Pull, into: Array) -> None:
     backend, rows, seen = batch.backend, reading.rows, reading.seen
     assert isinstance(rows, IndexRows)

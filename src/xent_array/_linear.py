@@ -72,10 +72,10 @@ def linear_cross_entropy(
 
     Equal to `cross_entropy` of those logits, their class axis last. Where values can be seen, rows
     are projected some at a time, and their logits read and dropped: beside arguments and gradients
-    it takes no memory that grows with the number of rows or classes. In plain backward torch gets
-    its gradients from the same tiles; JAX makes a tile's logits again for whatever it derives. The
-    tiles of dask are its chunks. In torch's other modes (torch.compile, torch.func, forward mode,
-    derivatives of derivatives) the logits are one expression, which may be stored.
+    it takes no memory that grows with the number of rows or classes. torch gets its gradients from
+    the same tiles, compiled as well, and in its other modes (torch.func, forward mode, derivatives
+    of derivatives) makes a tile's logits again; so does JAX for whatever it derives. The tiles of
+    dask are its chunks.
 
     Parameters
     ----------

@@ -25,12 +25,20 @@ class Parts(NamedTuple):
     linear_bias: Array | None  # (C,)
 
 
+class Given(NamedTuple):
+    """The other arguments as they came, for a call that is to be made again."""
+
+    target: Array
+    options: Options
+
+
 class Projected(NamedTuple):
     """The checked arguments: a batch that has no logits, and what they are made of."""
 
     batch: Batch
     parts: Parts
-    upstream: Array | None  # what the derivatives of a reduced loss are multiplied by
+    upstream: Array | None = None  # what the derivatives of a reduced loss are multiplied by
+    given: Given | None = None
 
 
 def gather_projected(
@@ -72,9 +80,10 @@ def gather_projected(
         options=options,
         grad_output=grad_output,
     )
+    given = Given(target, options)
     if options.reduction == "none":
-        return Projected(batch, sources, None)
-    return Projected(batch._replace(grad_output=None), sources, grad_output)
+        return Projected(batch, sources, None, given)
+    return Projected(batch._replace(grad_output=None), sources, grad_output, given)
 
 
 def _matching(library: Library, name: str, x: Array) -> Array:
@@ -90,7 +99,7 @@ def _matching(library: Library, name: str, x: Array) -> Array:
 
 def flattened(call: Projected) -> Projected:
     """The same with its rows along one axis: views, where memory allows it."""
-    batch, parts, upstream = call
+    batch, parts = call.batch, call.parts
     reshape = batch.backend.xp.reshape
 
     def flat(x: Array | None) -> Array | None:
@@ -99,7 +108,7 @@ def flattened(call: Projected) -> Projected:
         return reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
     rows = with_columns(batch, flat, shape=(math.prod(batch.shape),), axis=1)
-    return Projected(rows, parts._replace(features=flat(parts.features)), upstream)
+    return call._replace(batch=rows, parts=parts._replace(features=flat(parts.features)))
 
 
 def tile(batch: Batch, rows: slice, logits: Array) -> Batch:

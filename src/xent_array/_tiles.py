@@ -23,7 +23,8 @@ from xent_array._reduce import Counts, divisor
 from xent_array._rowwise import rows_of
 from xent_array._stats import Scalar
 
-#: Bytes of the logits of a tile: products of few rows are slow, many rows take memory.
+#: Bytes of the logits of a tile: products of few rows are slow, many rows take memory. More than
+#: the 32 MiB up to which glibc fits arrays into its heap, between whatever else lies there.
 TILE_BYTES = 1 << 26
 
 
@@ -78,6 +79,32 @@ def assembled(
     return result_of(batch, Outcome(loss, None, None, list(map(shaped, stats))), counts, None)
 
 
+class Columns(NamedTuple):
+    """All that there is of each row, to be cut into tiles."""
+
+    features: Array
+    target: Array
+    where: Array | None
+    sample_weight: Array | None
+
+
+def columns_of(batch: Batch, parts: Parts) -> Columns:
+    """What is cut of a flattened batch that has no `grad_output`."""
+    return Columns(parts.features, batch.target.column, batch.where, batch.sample_weight)
+
+
+def evaluate_columns(batch: Batch, parts: Parts, columns: Columns) -> Result:
+    """Evaluate the rows of some columns, their losses added up unless each is asked for."""
+    features, target, where, sample_weight = columns
+    here = batch._replace(
+        target=batch.target.renewed(batch.target.q, target),
+        where=where,
+        sample_weight=sample_weight,
+    )
+    logits = batch.backend.affine(features, parts.linear_weight, parts.linear_bias, None)
+    return evaluate(tile(here, slice(0, features.shape[0]), logits))
+
+
 def tiles(batch: Batch) -> list[slice]:
     """Cut the rows of a flattened batch by the budget, as equally as can be."""
     (rows,) = batch.shape
@@ -119,7 +146,7 @@ def _widened(batch: Batch, weight: Array) -> Iterator[tuple[slice, Array]]:
 
 def _walk(call: Projected, slopes: Slopes | None) -> tuple[Array, list[Array]]:
     """Loss and statistics of all tiles; `slopes` take up the derivatives on the way."""
-    batch, parts, _ = call
+    batch, parts, *_ = call
     backend, cut, per_row = batch.backend, tiles(batch), batch.reduction == "none"
     rows, totals = Assembly(backend, batch.shape), Assembly(backend, (len(cut),))
     room: Array | None = None
@@ -144,7 +171,7 @@ class Slopes:
     """
 
     def __init__(self, call: Projected, wanted: Wanted, factor: Scalar) -> None:
-        self.batch, self.parts, upstream = call
+        self.batch, self.parts, upstream, _ = call
         self.backend: Standard = self.batch.backend
         self.wanted = wanted
         if upstream is not None:

@@ -217,6 +217,11 @@ def borrowed(memory: Memory) -> Standard | None:
     return numpy_backend()
 
 
+def is_transformed() -> bool:
+    """Whether a transform of torch.func is at work, and nothing records what it does."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def _is_recorded() -> bool:
     """Whether what is computed now stands for other values: traced, faked, or transformed."""
     if torch._C._is_tracing() or torch._C._are_functorch_transforms_active():

@@ -18,6 +18,7 @@ from xent_array import _evaluate
 from xent_array._backends.torch import CONCRETE, borrowed, numpy_view
 from xent_array._batch import Arrays, Batch, apart, arrays_of, moved, together
 from xent_array._evaluate import Kept, Result
+from xent_array._gradient import times_upstream
 from xent_array._namespace import Array
 from xent_array._rowwise import Stats
 
@@ -99,8 +100,7 @@ class _Loss(torch.autograd.Function):
         if grad is not None and not derived:
             if grad_loss.is_cpu and math.isfinite(grad_loss.item()):
                 return grad * grad_loss, None
-            # Rows that do not count stay 0, be the factor infinite.
-            return torch.where(grad == 0.0, grad, grad * grad_loss), None
+            return times_upstream(torch, grad, grad_loss), None
         batch = together(ctx.batch, Arrays(*saved[4:]))
         if derived:
             return _derived(batch, grad_loss), None

@@ -33,7 +33,7 @@ def value_and_grads(call: Projected) -> tuple[Result, Parts]:
 
 
 def _with_logits(call: Projected) -> Batch:
-    batch, parts, upstream = call
+    batch, parts, upstream, _ = call
     if upstream is None:
         upstream = batch.grad_output
     else:

@@ -12,20 +12,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from xent_array import _engines
 from xent_array._batch import Arrays, Batch, apart, together
 from xent_array._evaluate import Result
 from xent_array._linear_engines import at_once
 from xent_array._namespace import Array
-from xent_array._projected import Parts, Projected, flattened, tile
-from xent_array._tiles import assembled, counts_of, tiles
+from xent_array._projected import Parts, Projected, flattened
+from xent_array._tiles import assembled, columns_of, counts_of, evaluate_columns, tiles
 
 
 def value(call: Projected) -> Result:
     """Evaluate the loss: one compiled expression, inside another where the caller compiles."""
     if not jax.typeof(call.parts.features).sharding.mesh.empty:
         return at_once.value(call)  # rows laid along one axis would be resharded
-    shape, (batch, parts, _) = call.batch.shape, flattened(call)
+    shape, (batch, parts, *_) = call.batch.shape, flattened(call)
     # What the targets hold was looked at when the call was gathered, and is not looked at again.
     bare, arrays = apart(batch._replace(memory="opaque", grad_output=None), jax.Array)
     result: Result = _compiled(bare, shape, arrays, parts)
@@ -34,7 +33,7 @@ def value(call: Projected) -> Result:
 
 def value_and_grads(call: Projected) -> tuple[Result, Parts]:
     """Evaluate the loss and its gradients, constants to whatever differentiates."""
-    batch, parts, upstream = jax.tree.map(
+    batch, parts, upstream, _ = jax.tree.map(
         lambda x: jax.lax.stop_gradient(x) if isinstance(x, jax.Array) else x,
         call,
         is_leaf=lambda x: not isinstance(x, tuple) or isinstance(x, jax.Array),
@@ -43,7 +42,7 @@ def value_and_grads(call: Projected) -> tuple[Result, Parts]:
         upstream = batch.grad_output[..., 0]
 
     def loss_of(parts: Parts) -> tuple[Array, Result]:
-        result = value(Projected(batch, parts, None))
+        result = value(Projected(batch, parts))
         return result.loss, result
 
     loss, pull, result = jax.vjp(loss_of, parts, has_aux=True)
@@ -62,10 +61,10 @@ def _compiled(bare: Batch, shape: tuple[int, ...], arrays: Arrays, parts: Parts)
 
 def _of_all_tiles(batch: Batch, parts: Parts) -> Any:
     """The results of all rows: of tiles of one size by a loop, and of what is left over."""
-    columns = (parts.features, batch.target.column, batch.where, batch.sample_weight)
+    columns = columns_of(batch, parts)
     (first, *others), (rows,) = tiles(batch), batch.shape
     size = first.stop
-    of_tile = functools.partial(_of_tile, batch, parts)
+    of_tile = functools.partial(evaluate_columns, batch, parts)
     if not others:
         return jax.tree.map(jnp.atleast_1d, of_tile(columns))
     count = rows // size
@@ -79,14 +78,3 @@ def _of_all_tiles(batch: Batch, parts: Parts) -> Any:
         return results
     last = of_tile(jax.tree.map(lambda x: x[count * size :], columns))
     return jax.tree.map(lambda a, b: jnp.concat([a, jnp.atleast_1d(b)]), results, last)
-
-
-def _of_tile(batch: Batch, parts: Parts, columns: Any) -> Result:
-    x, target, where, sample_weight = columns
-    here = batch._replace(
-        target=batch.target.renewed(batch.target.q, target),
-        where=where,
-        sample_weight=sample_weight,
-    )
-    logits = batch.backend.affine(x, parts.linear_weight, parts.linear_bias, None)
-    return _engines.evaluate(tile(here, slice(0, x.shape[0]), logits))

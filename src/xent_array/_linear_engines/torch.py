@@ -1,8 +1,8 @@
 """torch: gradients formed with the loss, tile by tile, and kept for plain backward.
 
 A sum over rows knows its derivatives but for one factor: three matrix products suffice. Losses per
-row have a factor each, so their logits are made again. In every other mode of torch's, and for
-derivatives of derivatives, torch differentiates the array code, which holds the logits.
+row have a factor each, so their logits are made again. So they are in torch's other modes, and for
+derivatives of derivatives, where torch differentiates the array code of a tile.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import Any, cast
 import torch
 from torch.autograd import forward_ad
 
+from xent_array._backends.torch import is_transformed
 from xent_array._batch import Arrays, apart, together
 from xent_array._evaluate import Result
-from xent_array._linear_engines import at_once, in_tiles
+from xent_array._gradient import times_upstream
+from xent_array._linear_engines import _torch_compiled, _torch_tiles, at_once, in_tiles
 from xent_array._projected import Parts, Projected
 from xent_array._tiles import NOTHING, Wanted, evaluate_tiles
 
@@ -22,20 +24,35 @@ from xent_array._tiles import NOTHING, Wanted, evaluate_tiles
 def value(call: Projected) -> Result:
     """Evaluate the loss with a rule for its gradients, where that is all there is."""
     batch = call.batch
-    seen = batch.memory != "opaque" and forward_ad._current_level < 0
-    if seen and not batch.differentiable:
-        return in_tiles.value(call)
-    if seen and batch.logits_alone and not batch.return_stats:
-        loss = _Loss.apply(*call.parts, call)  # type: ignore[no-untyped-call]
-        return Result(loss, None, None)
+    seen = batch.memory != "opaque"
+    if seen and forward_ad._current_level < 0:
+        if not batch.differentiable:
+            return in_tiles.value(call)
+        if batch.logits_alone and not batch.return_stats:
+            loss = _Loss.apply(*call.parts, call)  # type: ignore[no-untyped-call]
+            return Result(loss, None, None)
+    if seen or is_transformed():
+        return _torch_tiles.value(call)
+    constant_stats = not (batch.return_stats and batch.differentiable)
+    if _is_compiled() and batch.logits_alone and constant_stats:
+        return _torch_compiled.value(call)
     return at_once.value(call)
 
 
 def value_and_grads(call: Projected) -> tuple[Result, Parts]:
     """Evaluate the loss and its gradients, constants to torch."""
-    if call.batch.memory == "opaque":
-        return at_once.value_and_grads(call)
-    return in_tiles.value_and_grads(call)
+    if call.batch.memory != "opaque":
+        return in_tiles.value_and_grads(call)
+    if _is_compiled():
+        return _torch_compiled.value_and_grads(call)
+    return at_once.value_and_grads(call)
+
+
+def _is_compiled() -> bool:
+    """Whether a compiler, and nothing else, sees the call."""
+    return torch.compiler.is_dynamo_compiling() and not (
+        torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
+    )
 
 
 class _Loss(torch.autograd.Function):
@@ -59,10 +76,10 @@ class _Loss(torch.autograd.Function):
         batch = together(ctx.batch, Arrays(*saved[6:]))
         needed = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled() or batch.backend.memory(grad_loss) == "opaque":
-            return (*_derived(Projected(batch, parts, None), needed, grad_loss), None)
+            return (*_derived(Projected(batch, parts), needed, grad_loss), None)
         if batch.reduction == "none":
             upstream = grad_loss.broadcast_to(batch.shape)[..., None]
-            call = Projected(batch._replace(grad_output=upstream), parts, None)
+            call = Projected(batch._replace(grad_output=upstream), parts)
             _, grads = evaluate_tiles(call, Wanted(*needed))
             return (*map(_shaped, grads, parts), None)
         return (*(_scaled(g, x, grad_loss) for g, x in zip(grads, parts, strict=True)), None)
@@ -73,8 +90,7 @@ def _scaled(
 ) -> torch.Tensor | None:
     """A kept gradient times the factor of its loss, in the dtype and shape of its argument."""
     if grad is not None and not (factor.is_cpu and float(factor) == 1.0):
-        # What no row that counts has part in stays 0, be the factor infinite.
-        grad = torch.where(grad == 0.0, grad, grad * factor)
+        grad = times_upstream(torch, grad, factor)
     return _shaped(grad, like)
 
 
@@ -89,7 +105,7 @@ def _derived(
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         aliases = [None if x is None else x.view_as(x) for x in call.parts]
-        loss = at_once.value(call._replace(parts=Parts(*aliases))).loss
+        loss = _torch_tiles.value(call._replace(parts=Parts(*aliases))).loss
         inputs = [x for x, need in zip(aliases, needed, strict=True) if need and x is not None]
         grads = iter(torch.autograd.grad(loss, inputs, grad_loss, create_graph=again))
     return [next(grads) if need else None for need in needed]

@@ -1,0 +1,168 @@
+"""torch compiled: one operator for the loss and its gradients, which no compiler looks into.
+
+It goes tile by tile, as a call does that is not compiled: of array code a compiler would see every
+tile at once, and keep what it likes. Operators are given tensors, numbers and words, so the options
+are taken apart for it, and checked again where it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+
+from xent_array._evaluate import Result
+from xent_array._gradient import times_upstream
+from xent_array._options import Options
+from xent_array._projected import Given, Parts, Projected, gather_projected
+from xent_array._rowwise import Stats
+from xent_array._tiles import Wanted, evaluate_tiles
+
+#: Options that may be a tensor, those first that else are a number.
+_SCALARS = ("label_smoothing", "logit_scale", "denominator")
+_ARRAYS = (*_SCALARS, "weight", "sample_weight", "where")
+
+_NO_NUMBER = (torch.Tensor, str, type(None))
+
+
+def value(call: Projected) -> Result:
+    """Evaluate the loss with a rule for its gradients by what the logits are made of."""
+    wanted = [call.batch.backend.differentiates(x) for x in call.parts]
+    if call.batch.reduction == "none":  # each loss has a factor of its own, which is to come
+        wanted = [False] * len(wanted)
+    return _results(call, Wanted(*wanted)._replace(wide=True), None)[0]
+
+
+def value_and_grads(call: Projected) -> tuple[Result, Parts]:
+    """Evaluate the loss and its gradients, constants to torch."""
+    upstream = call.upstream if call.batch.grad_output is None else call.batch.grad_output[..., 0]
+    with torch.no_grad():
+        return _results(call, Wanted(*(x is not None for x in call.parts)), upstream)
+
+
+def _results(
+    call: Projected, wanted: Wanted, upstream: torch.Tensor | None
+) -> tuple[Result, Parts]:
+    target, options = cast("Given", call.given)
+    given = {name: getattr(options, name) for name in _ARRAYS} | {"grad_output": upstream}
+    tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
+    loss, *others = _operator(
+        *call.parts,
+        target,
+        list(tensors.values()),
+        names=" ".join(tensors),
+        numbers=[0.0 if isinstance(given[x], _NO_NUMBER) else given[x] for x in _SCALARS],
+        divides_by=_divides_by(options.denominator),
+        ignore_index=options.ignore_index,
+        reduction=options.reduction,
+        on_empty=options.on_empty,
+        softcap=options.softcap,
+        z_loss=options.z_loss,
+        dtype=call.batch.result_dtype,
+        return_stats=options.return_stats,
+        wanted=list(wanted),
+    )
+    found = iter(others)
+    grads = Parts(*[next(found) if want else None for want in wanted[:3]])
+    return Result(loss, None, Stats(*found) if options.return_stats else None), grads
+
+
+def _divides_by(denominator: Any) -> str:
+    """How a denominator was given, in a word."""
+    if denominator is None:
+        return "weights"
+    return "rows" if isinstance(denominator, str) else "number"
+
+
+@torch.library.custom_op("xent_array::linear_cross_entropy", mutates_args=())
+def _operator(
+    features: torch.Tensor,
+    linear_weight: torch.Tensor,
+    linear_bias: torch.Tensor | None,
+    target: torch.Tensor,
+    arrays: Sequence[torch.Tensor],
+    *,
+    names: str,
+    numbers: Sequence[float],
+    divides_by: str,
+    ignore_index: int,
+    reduction: str,
+    on_empty: str,
+    softcap: float | None,
+    z_loss: float,
+    dtype: torch.dtype,
+    return_stats: bool,
+    wanted: Sequence[bool],
+) -> list[torch.Tensor]:
+    """The loss, the gradients that are wanted, and statistics where asked for."""
+    tensors = dict(zip(names.split(), arrays, strict=True))
+    upstream = tensors.pop("grad_output", None)
+    given: dict[str, Any] = dict(zip(_SCALARS, numbers, strict=True)) | tensors
+    if divides_by != "number":
+        given["denominator"] = "rows" if divides_by == "rows" else None
+    words: Any = {"reduction": reduction, "on_empty": on_empty}
+    options = Options(
+        **given,
+        **words,
+        ignore_index=ignore_index,
+        softcap=softcap,
+        z_loss=z_loss,
+        dtype=dtype,
+        check=False,  # compiled, a bad target makes its row NaN
+        return_stats=return_stats,
+    )
+    parts = Parts(features, linear_weight, linear_bias)
+    with torch.no_grad():
+        call = gather_projected(parts, target, options, grad_output=upstream)
+        result, grads = evaluate_tiles(call, Wanted(*wanted))
+        shaped = [g.reshape(x.shape) for g, x in zip(grads, parts, strict=True) if g is not None]
+    return [result.loss, *shaped, *(result.stats or ())]
+
+
+@_operator.register_fake
+def _shapes(
+    *arguments: Any,
+    reduction: str,
+    dtype: torch.dtype,
+    return_stats: bool,
+    wanted: Sequence[bool],
+    **_words: Any,
+) -> list[torch.Tensor]:
+    """Memory for the results."""
+    features, (*wants, wide) = arguments[0], wanted
+    rows = features.shape[:-1]
+    loss = features.new_empty(rows if reduction == "none" else (), dtype=dtype)
+    sums = torch.float32 if wide and features.itemsize < 4 else features.dtype
+    parts = zip(arguments[:3], wants, strict=True)
+    grads = [x.new_empty(x.shape, dtype=sums) for x, want in parts if want]
+    dtypes = (dtype, torch.int64, torch.bool) if return_stats else ()
+    return [loss, *grads, *(features.new_empty(rows, dtype=x) for x in dtypes)]
+
+
+def _keep(
+    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: list[Any]
+) -> None:
+    """Keep the gradients of a reduced loss; of losses per row, what they are made of."""
+    arguments, arrays = inputs[:-1], inputs[-1]
+    ctx.dtypes = [None if x is None else x.dtype for x in inputs[:3]]
+    ctx.keywords, ctx.wanted = keyword_only_inputs, keyword_only_inputs["wanted"][:3]
+    ctx.count = len(arrays)
+    ctx.save_for_backward(*(output[1:] if any(ctx.wanted) else (*arguments, *arrays)))
+
+
+def _backward(ctx: Any, upstream: list[torch.Tensor]) -> tuple[Any, ...]:
+    saved, wanted, words = ctx.saved_tensors, ctx.wanted, ctx.keywords
+    if any(wanted):
+        found = [times_upstream(torch, g, upstream[0]) for g in saved]
+    else:
+        wanted, names = ctx.needs_input_grad[:3], f"{words['names']} grad_output"
+        words = {**words, "names": names, "wanted": [*wanted, False]}
+        _, *found = _operator(*saved[:4], [*saved[4:], upstream[0]], **words)
+    some = iter(found)
+    grads = [next(some) if want else None for want in wanted]
+    cast = [None if g is None else g.to(x) for g, x in zip(grads, ctx.dtypes, strict=True)]
+    return (*cast, None, [None] * ctx.count)
+
+
+_operator.register_autograd(_backward, setup_context=_keep)
