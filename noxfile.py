@@ -172,6 +172,13 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def encoder(session: nox.Session) -> None:
+    """Compare the linear loss with the logits held, on the weights of a sentence encoder."""
+    install(session, "encoder")
+    session.run("python", "examples/sentence_encoder.py")
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build the source distribution and the wheel into dist/; run the tests from the wheel."""
     session.install("build")
