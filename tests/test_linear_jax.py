@@ -78,6 +78,28 @@ def test_numerical_derivatives(monkeypatch):
     check_grads(loss, tuple(map(jnp.asarray, PARTS)), 2)
 
 
+@pytest.mark.parametrize("transform", [jax.value_and_grad, jax.grad])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_three_products(monkeypatch, transform, reduction):
+    """Logits and two gradients, within one loop: nothing is made again."""
+    monkeypatch.setattr(_tiles, "TILE_BYTES", 8 * C * 3)
+    loss = functools.partial(xent_array.linear_cross_entropy, reduction=reduction)
+    step = transform(loss, argnums=(0, 1))
+    arguments = jnp.zeros((6, 4)), jnp.zeros((C, 4)), jnp.zeros(6, jnp.int64)
+    assert str(jax.make_jaxpr(step)(*arguments)).count("dot_general") == 3
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_weights_are_summed_in_float32(monkeypatch, dtype):
+    """Of many tiles; a half sum would stand still long before the end."""
+    rows = 4096
+    monkeypatch.setattr(_tiles, "TILE_BYTES", 4 * 2)
+    features, weight = jnp.ones((rows, 1), dtype), jnp.zeros((2, 1), dtype)
+    loss = functools.partial(xent_array.linear_cross_entropy, reduction="sum")
+    grad = jax.grad(loss, argnums=1)(features, weight, jnp.zeros(rows, jnp.int64))
+    np.testing.assert_array_equal(grad.astype("float64"), [[-rows / 2], [rows / 2]])
+
+
 def test_memory_is_a_tiles(monkeypatch):
     """Of loss and gradient by all parts: sixteen times the rows take a few tiles, no more."""
     monkeypatch.setattr(_tiles, "TILE_BYTES", 1 << 20)

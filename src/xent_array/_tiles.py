@@ -95,6 +95,11 @@ def columns_of(batch: Batch, parts: Parts) -> Columns:
 
 def evaluate_columns(batch: Batch, parts: Parts, columns: Columns) -> Result:
     """Evaluate the rows of some columns, their losses added up unless each is asked for."""
+    return evaluate(tile_of_columns(batch, parts, columns))
+
+
+def tile_of_columns(batch: Batch, parts: Parts, columns: Columns) -> Batch:
+    """The rows of some columns, with logits made for them."""
     features, target, where, sample_weight = columns
     here = batch._replace(
         target=batch.target.renewed(batch.target.q, target),
@@ -102,7 +107,7 @@ def evaluate_columns(batch: Batch, parts: Parts, columns: Columns) -> Result:
         sample_weight=sample_weight,
     )
     logits = batch.backend.affine(features, parts.linear_weight, parts.linear_bias, None)
-    return evaluate(tile(here, slice(0, features.shape[0]), logits))
+    return tile(here, slice(0, features.shape[0]), logits)
 
 
 def tiles(batch: Batch) -> list[slice]:

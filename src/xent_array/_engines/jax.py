@@ -62,7 +62,7 @@ def _loss_jvp(call: Batch, primals: Any, tangents: Any) -> Any:
     (arrays,), (directions,) = primals, tangents
     others = [x for x in directions[1:] if x is not None]
     if call.return_stats or not all(isinstance(x, SymbolicZero) for x in others):
-        return _derived(lambda x: _evaluate.value(together(call, x)), arrays, directions)
+        return derived(lambda x: _evaluate.value(together(call, x)), primals, tangents)
     # In the compute dtype: what scales a half gradient must come before it is rounded.
     dtype = call.compute_dtype
     loss, grad = _loss_and_grad(call, arrays._replace(logits=jnp.astype(arrays.logits, dtype)))
@@ -89,7 +89,7 @@ def _loss_and_grad(call: Batch, arrays: Arrays) -> tuple[Array, Array]:
 
 @_loss_and_grad.defjvp
 def _loss_and_grad_jvp(call: Batch, primals: Any, tangents: Any) -> Any:
-    def derived(arrays: Arrays) -> tuple[Array, Array]:
+    def loss_and_grad(arrays: Arrays) -> tuple[Array, Array]:
         def total(logits: Array) -> tuple[Array, Array]:
             loss = _evaluate.value(together(call, arrays._replace(logits=logits))).loss
             return jnp.sum(loss), loss
@@ -97,12 +97,12 @@ def _loss_and_grad_jvp(call: Batch, primals: Any, tangents: Any) -> Any:
         grad, loss = jax.grad(total, has_aux=True)(arrays.logits)
         return loss, grad
 
-    return _derived(derived, *primals, *tangents)
+    return derived(loss_and_grad, primals, tangents)
 
 
-def _derived(function: Any, arrays: Arrays, directions: Arrays) -> Any:
-    """A function's value and its derivative along `directions`, as JAX makes it of array code."""
-    return jax.jvp(function, (arrays,), (Arrays(*map(_instantiated, arrays, directions)),))
+def derived(function: Any, primals: Any, tangents: Any) -> Any:
+    """A function's value and its derivative along tangents, as JAX makes it of array code."""
+    return jax.jvp(function, primals, jax.tree.map(_instantiated, primals, tangents))
 
 
 def _instantiated(x: Array, direction: Any) -> Any:
