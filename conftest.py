@@ -113,11 +113,17 @@ def xp(request):
     return namespace
 
 
-@pytest.fixture(params=[1, 3, 100], ids="{}-row tiles".format)
+@pytest.fixture(params=["1 row", "3 rows", "100 rows", "3 rows of 4 classes"])
 def tile_rows(request, monkeypatch):
-    """So many rows in a tile of float64 logits, of as many classes as the test's module says."""
+    """What a tile of float64 logits may be, of as many classes as the test's module says."""
     tiles = importlib.import_module("xent_array._tiles")
-    monkeypatch.setattr(tiles, "TILE_BYTES", 8 * request.module.C * request.param)
+    rows, *slabs = map(int, filter(str.isdigit, request.param.split()))
+    tile = 8 * rows * request.module.C
+    if slabs:
+        tile = 8  # no row is that small
+        monkeypatch.setattr(tiles, "SLAB_ROWS", rows)
+        monkeypatch.setattr(tiles, "SLAB_BYTES", 8 * rows * slabs[0])
+    monkeypatch.setattr(tiles, "TILE_BYTES", tile)
 
 
 @pytest.fixture

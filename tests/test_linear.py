@@ -78,6 +78,7 @@ def test_grad_output(xp, reduction):
 
 
 @pytest.mark.parametrize("shape", [(H,), (1, H), (2, 3, H), (0, H)])
+@pytest.mark.usefixtures("tile_rows")
 def test_any_number_of_axes(xp, shape):
     """The class axis of the logits is the last."""
     features = RNG.normal(size=shape)

@@ -111,19 +111,22 @@ def flattened(call: Projected) -> Projected:
     return call._replace(batch=rows, parts=parts._replace(features=flat(parts.features)))
 
 
-def tile(batch: Batch, rows: slice, logits: Array) -> Batch:
-    """Some rows of a flattened batch, with the logits made for them; reduced to their sum."""
+def some_rows(batch: Batch, rows: slice) -> Batch:
+    """Some rows of a flattened batch, whose losses are added up unless each is asked for."""
 
     def cut(x: Array | None) -> Array | None:
         return None if x is None else x[rows, :]
 
-    here = with_columns(
+    return with_columns(
         batch,
         cut,
-        shape=tuple(logits.shape[:1]),
-        logits=logits,
-        memory=batch.backend.memory(logits),
+        shape=(rows.stop - rows.start,),
         reduction="none" if batch.reduction == "none" else "sum",
         result_dtype=batch.compute_dtype,
     )
-    return here if batch.differentiable else with_kernels(here)
+
+
+def tile(rows: Batch, logits: Array) -> Batch:
+    """Rows with the logits made for them."""
+    here = rows._replace(logits=logits, memory=rows.backend.memory(logits))
+    return here if rows.differentiable else with_kernels(here)

@@ -1,43 +1,34 @@
 """A projected call evaluated tile by tile: logits are made, read, turned into gradients, dropped.
 
-With g the derivatives by the logits of some rows x, those by what the logits are made of are
-
-    features: g · linear_weight        linear_weight: gᵀ · x        linear_bias: the sum of g
-
-so that a loss and its gradients take three matrix products.
+A tile is some rows with all their classes, a batch of the loss like any. Rows so wide that few
+would fit are cut along their classes as well; what is known of the slabs is merged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
-from xent_array._backends import Standard
 from xent_array._batch import Batch
 from xent_array._blocks import Assembly
 from xent_array._engines import evaluate, evaluate_with_grad
 from xent_array._evaluate import Outcome, Result, counts_of_block, result_of
+from xent_array._gradient import Demand, gradient
 from xent_array._namespace import Array
-from xent_array._projected import Parts, Projected, flattened, tile
+from xent_array._projected import Parts, Projected, flattened, some_rows, tile
 from xent_array._reduce import Counts, divisor
-from xent_array._rowwise import rows_of
-from xent_array._stats import Scalar
+from xent_array._rowwise import Reading, Slab, conclude, merge_slabs, read_slab, rows_of, whole_rows
+from xent_array._slopes import NOTHING, Slopes, Wanted, logits_of
+from xent_array._stats import fold
 
 #: Bytes of the logits of a tile: products of few rows are slow, many rows take memory. More than
 #: the 32 MiB up to which glibc fits arrays into its heap, between whatever else lies there.
 TILE_BYTES = 1 << 26
 
-
-class Wanted(NamedTuple):
-    """Which derivatives are wanted."""
-
-    features: bool
-    linear_weight: bool
-    linear_bias: bool
-    wide: bool = False  # in the compute dtype: they are multiplied before they are rounded
-
-
-NOTHING = Wanted(False, False, False)
+#: Rows wider than a tile are cut into slabs of their classes, of so many rows and bytes: the whole
+#: weight is read for each run of rows, and array code holds a few arrays as large as a slab.
+SLAB_ROWS, SLAB_BYTES = 256, TILE_BYTES // 4
 
 
 def evaluate_tiles(call: Projected, wanted: Wanted = NOTHING) -> tuple[Result, Parts]:
@@ -79,6 +70,10 @@ def assembled(
     return result_of(batch, Outcome(loss, None, None, list(map(shaped, stats))), counts, None)
 
 
+#: Takes up the derivatives by the logits of some classes.
+Taken = Callable[[slice, Array], None]
+
+
 class Columns(NamedTuple):
     """All that there is of each row, to be cut into tiles."""
 
@@ -107,126 +102,102 @@ def tile_of_columns(batch: Batch, parts: Parts, columns: Columns) -> Batch:
         sample_weight=sample_weight,
     )
     logits = batch.backend.affine(features, parts.linear_weight, parts.linear_bias, None)
-    return tile(here, slice(0, features.shape[0]), logits)
+    return tile(some_rows(here, slice(0, features.shape[0])), logits)
 
 
 def tiles(batch: Batch) -> list[slice]:
-    """Cut the rows of a flattened batch by the budget, as equally as can be."""
-    (rows,) = batch.shape
-    size = TILE_BYTES // (batch.classes * batch.backend.itemsize(batch.compute_dtype))
-    count = max(1, -(-rows // max(1, size)))
-    size = max(1, -(-rows // count))
-    return [slice(start, min(start + size, rows)) for start in range(0, max(rows, 1), size)]
+    """Cut the rows of a flattened batch by the budget."""
+    return _runs(batch.shape[0], TILE_BYTES // _row_bytes(batch))
 
 
-def logits_of(batch: Batch, x: Array, parts: Parts, room: Array | None = None) -> Array:
-    """The logits of features `x`, written to `room` where there is any."""
-    backend, dtype = batch.backend, batch.compute_dtype
-    _, weight, bias = parts
-    if _multiplied_as_it_is(batch, weight):
-        return backend.affine(x, weight, bias, room)
-    if room is None:
-        room = backend.room((x.shape[0], batch.classes), x, dtype)
-    x = backend.cast(x, dtype)
-    for classes, part in _widened(batch, weight):
-        some = None if bias is None else backend.cast(bias[classes], dtype)
-        room[:, classes] = backend.affine(x, part, some, None)
-    return room
+def tiles_and_slabs(batch: Batch) -> tuple[list[slice], list[slice]]:
+    """The same, and into which slabs the classes are cut."""
+    (rows,), row_bytes = batch.shape, _row_bytes(batch)
+    if row_bytes <= TILE_BYTES or rows == 0:
+        return tiles(batch), [slice(0, batch.classes)]
+    width = SLAB_BYTES * batch.classes // (row_bytes * min(rows, SLAB_ROWS))
+    return _runs(rows, SLAB_ROWS), _runs(batch.classes, width)
 
 
-def _multiplied_as_it_is(batch: Batch, weight: Array) -> bool:
-    """Whether a matrix need not be widened to the compute dtype."""
-    return batch.backend.multiplies_half or weight.dtype == batch.compute_dtype
+def _row_bytes(batch: Batch) -> int:
+    return batch.classes * batch.backend.itemsize(batch.compute_dtype)
 
 
-def _widened(batch: Batch, weight: Array) -> Iterator[tuple[slice, Array]]:
-    """A matrix in the compute dtype: whole if it is, else piece by piece."""
-    backend, dtype = batch.backend, batch.compute_dtype
-    if _multiplied_as_it_is(batch, weight):
-        yield slice(0, batch.classes), weight
-        return
-    for piece in backend.pieces(weight, dtype):
-        yield piece, backend.cast(weight[piece, :], dtype)
+def _runs(length: int, most: int) -> list[slice]:
+    """Cut a length into runs of at most so many, as equally as can be; one at least."""
+    count = max(1, -(-length // max(1, most)))
+    size = max(1, -(-length // count))
+    return [slice(start, min(start + size, length)) for start in range(0, max(length, 1), size)]
 
 
 def _walk(call: Projected, slopes: Slopes | None) -> tuple[Array, list[Array]]:
     """Loss and statistics of all tiles; `slopes` take up the derivatives on the way."""
-    batch, parts, *_ = call
-    backend, cut, per_row = batch.backend, tiles(batch), batch.reduction == "none"
-    rows, totals = Assembly(backend, batch.shape), Assembly(backend, (len(cut),))
-    room: Array | None = None
+    batch, per_row = call.batch, call.batch.reduction == "none"
+    cut, slabs = tiles_and_slabs(batch)
+    rows, totals = Assembly(batch.backend, batch.shape), Assembly(batch.backend, (len(cut),))
+    evaluate_rows = _evaluate_whole if len(slabs) == 1 else partial(_evaluate_slabs, slabs=slabs)
+    makes = _Makes(call)
     for place, here in enumerate(cut):
-        x = parts.features[here, :]
-        z = logits_of(batch, x, parts, None if room is None else room[: x.shape[0], :])
-        room = z if room is None else room
-        part = tile(batch, here, z)
-        result = evaluate(part) if slopes is None else slopes.take(here, x, part)
+        part = some_rows(batch, here)
+        part = part if slopes is None else slopes.scaled(part)
+        taken = None if slopes is None else partial(slopes.add, here)
+        result = evaluate_rows(part, partial(makes, here), taken)
         rows.put(here, (*([result.loss] if per_row else []), *(result.stats or ())))
         totals.put(place, () if per_row else (result.loss,))
     if per_row:
         return rows.columns[0], rows.columns[1:]
-    return backend.total(totals.columns[0]), rows.columns
+    return batch.backend.total(totals.columns[0]), rows.columns
 
 
-class Slopes:
-    """The derivatives by what the logits are made of, summed over tiles.
+class _Makes:
+    """Makes the logits of some rows and classes, in memory that is taken once."""
 
-    Those of half arrays are summed in the compute dtype, and multiplied by what is common to all
-    rows before they are rounded.
-    """
+    def __init__(self, call: Projected) -> None:
+        self.call = call
+        self.memory: Array | None = None
 
-    def __init__(self, call: Projected, wanted: Wanted, factor: Scalar) -> None:
-        self.batch, self.parts, upstream, _ = call
-        self.backend: Standard = self.batch.backend
-        self.wanted = wanted
-        if upstream is not None:
-            factor = self.backend.cast(upstream, self.batch.compute_dtype) * factor
-        self.factor = factor
-        self.half = self.backend.itemsize(self.parts.features.dtype) < 4
-        dtype = self.batch.compute_dtype
-        self.features, self.linear_weight, self.linear_bias = (
-            self.backend.room(x.shape, x, dtype) if x is not None and want else None
-            for x, want in zip(self.parts, wanted, strict=False)
-        )
+    def __call__(self, rows: slice, classes: slice) -> Array:
+        batch, (features, weight, bias), *_ = self.call
+        reshape, room = batch.backend.xp.reshape, None
+        if self.memory is not None:
+            shape = (rows.stop - rows.start, classes.stop - classes.start)
+            room = reshape(self.memory[: shape[0] * shape[1]], shape)
+        bias = None if bias is None else bias[classes]
+        parts = Parts(features[rows, :], weight[classes, :], bias)
+        logits = logits_of(batch, parts, room)
+        if self.memory is None:
+            self.memory = reshape(logits, (-1,))
+        return logits
 
-    def take(self, here: slice, x: Array, part: Batch) -> Result:
-        """Evaluate a tile, whose gradient takes the place of its logits, and take that up."""
-        backend, dtype = self.backend, self.batch.compute_dtype
-        result = evaluate_with_grad(self._scaled(part)._replace(out=part.logits))
-        g = result.grad_logits
-        x = x if backend.multiplies_half else backend.cast(x, dtype)
-        if self.features is not None:
-            self._take_features(self.features[here, :], g)
-        if self.linear_weight is not None:
-            self._sum(self.linear_weight, g.T, x, first=here.start == 0)
-        if self.linear_bias is not None:
-            total = backend.xp.sum(backend.cast(g, dtype), axis=0)
-            self.linear_bias[...] = total if here.start == 0 else self.linear_bias + total
-        return result
 
-    def _scaled(self, part: Batch) -> Batch:
-        if self.half or self.batch.reduction == "none":  # losses per row have their own factors
-            return part
-        ones = self.backend.xp.ones(
-            (*part.shape, 1), dtype=part.compute_dtype, device=self.backend.device(part.logits)
-        )
-        return part._replace(grad_output=ones * self.factor)
+def _evaluate_whole(rows: Batch, made: Callable[[slice], Array], taken: Taken | None) -> Result:
+    """Evaluate rows with all their classes; gradients take the place of the logits."""
+    classes = slice(0, rows.classes)
+    part = tile(rows, made(classes))
+    if taken is None:
+        return evaluate(part)
+    result = evaluate_with_grad(part._replace(out=part.logits))
+    taken(classes, result.grad_logits)
+    return result
 
-    def _take_features(self, to: Array, g: Array) -> None:
-        for classes, weight in _widened(self.batch, self.parts.linear_weight):
-            self._sum(to, g[:, classes], weight, first=classes.start == 0)
 
-    def _sum(self, total: Array, a: Array, b: Array, *, first: bool) -> None:
-        """Add a product to a sum, whose memory holds nothing before the `first`."""
-        (self.backend.first_product if first else self.backend.add_product)(total, a, b)
+def _evaluate_slabs(
+    rows: Batch, made: Callable[[slice], Array], taken: Taken | None, slabs: list[slice]
+) -> Result:
+    """Evaluate rows slab by slab of their classes; for gradients the logits are made again."""
+    block, targets = (...,), rows_of(rows, (...,))
+    merge = partial(merge_slabs, rows)
 
-    def finished(self) -> Parts:
-        """What was summed, in the dtype of what it belongs to unless wanted wide."""
-        sums = (self.features, self.linear_weight, self.linear_bias)
-        return Parts(*(None if x is None else self._finished(x) for x in sums))
+    def read(classes: slice) -> Slab:
+        part = rows._replace(logits=made(classes))
+        return read_slab(part, block, targets, classes, slab=True)[0]
 
-    def _finished(self, x: Array) -> Array:
-        if not self.half:
-            return x
-        x *= self.factor
-        return x if self.wanted.wide else self.backend.cast(x, self.parts.features.dtype)
+    reading = Reading(targets, whole_rows(fold([*map(read, slabs)], merge)), None)
+    loss, stats = conclude(rows, block, reading)
+    if taken is not None:
+        for classes in slabs:
+            part = rows._replace(logits=made(classes))
+            gradient(part, block, [classes], reading, Demand(part.logits, 1.0))
+            taken(classes, part.logits)
+    loss = loss if rows.reduction == "none" else rows.backend.total(loss)
+    return result_of(rows, Outcome(loss, None, None, stats), None, None)

@@ -17,7 +17,8 @@ from xent_array._gradient import times_upstream
 from xent_array._options import Options
 from xent_array._projected import Given, Parts, Projected, gather_projected
 from xent_array._rowwise import Stats
-from xent_array._tiles import Wanted, evaluate_tiles
+from xent_array._slopes import Wanted
+from xent_array._tiles import evaluate_tiles
 
 #: Options that may be a tensor, those first that else are a number.
 _SCALARS = ("label_smoothing", "logit_scale", "denominator")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from xent_array._evaluate import Result
 from xent_array._projected import Parts, Projected
-from xent_array._tiles import Wanted, evaluate_tiles
+from xent_array._slopes import Wanted
+from xent_array._tiles import evaluate_tiles
 
 
 def value(call: Projected) -> Result:

@@ -18,7 +18,8 @@ from xent_array._evaluate import Result
 from xent_array._gradient import times_upstream
 from xent_array._linear_engines import _torch_compiled, _torch_tiles, at_once, in_tiles
 from xent_array._projected import Parts, Projected
-from xent_array._tiles import NOTHING, Wanted, evaluate_tiles
+from xent_array._slopes import NOTHING, Wanted
+from xent_array._tiles import evaluate_tiles
 
 
 def value(call: Projected) -> Result:
