@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from xent_array._arguments import Library
 from xent_array._backends import Memory, Standard
 from xent_array._blocks import LOOK, row_blocks
+from xent_array._kernels import Kernels
 from xent_array._namespace import Array
 from xent_array._options import OnEmpty, Options, Reduction
 from xent_array._rows import class_axis, classes_last, row_factors, row_mask
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     out: Array | None  # where the gradient goes, of the shape of the caller's logits
     differentiable: bool  # the library itself will differentiate what is computed
     logits_alone: bool  # and that by nothing but the logits
-    kernels: ModuleType | None  # what reads the rows; None: array code
+    kernels: Kernels | None  # what reads the rows; None: array code
 
 
 def gather(
@@ -247,7 +247,7 @@ def with_kernels(batch: Batch) -> Batch:
 
 def _kernels_for(
     backend: Standard, logits: Array, target: Target, softcap: float | None, scale: Scalar
-) -> ModuleType | None:
+) -> Kernels | None:
     """What reads rows of logits: kernels know class indices, and a scale below the top."""
     if softcap is not None or type(scale) is not float or scale <= 0.0:
         return None

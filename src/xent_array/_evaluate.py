@@ -132,8 +132,8 @@ class _Wish(NamedTuple):
 
 def _plan(batch: Batch) -> Plan:
     budget = budget_of(batch.backend, batch.memory, differentiable=batch.differentiable)
-    if batch.kernels is not None:
-        budget = BLOCK_BYTES["kernel"]
+    if batch.kernels is not None:  # a GPU shares rows by itself, in one block of them
+        budget = None if batch.memory == "device" else BLOCK_BYTES["kernel"]
     itemsize = batch.backend.itemsize(batch.compute_dtype)
     cut = plan(batch.shape, batch.classes, itemsize, budget)
     if batch.backend.maps_rows or batch.kernels is not None:

@@ -1,8 +1,9 @@
 """torch: NumPy's evaluation of what lies in host memory, and a rule for plain backward.
 
 What torch holds on the CPU is memory that NumPy sees as well, without a copy: there its blocks are
-shared by threads, and kernels read them where there are any. Everywhere else, and in every mode of
-torch's but plain calls and plain backward, torch runs the array code of the loss.
+shared by threads, and kernels read them where there are any. CUDA memory has kernels of its own.
+Everywhere else, and in every mode of torch's but plain calls and plain backward, torch runs the
+array code of the loss.
 """
 
 from __future__ import annotations
@@ -34,22 +35,22 @@ def value(batch: Batch) -> Result:
         and forward_ad._current_level < 0
     )
     if not plain:
-        return _evaluate.value(batch)
+        return _evaluate.value(batch._replace(kernels=None))
     loss = _Loss.apply(batch.logits, batch)  # type: ignore[no-untyped-call]
     return Result(loss, None, None)
 
 
 def value_and_grad(batch: Batch) -> Result:
     """Evaluate the loss and its derivatives by the logits, constants to torch."""
-    host = _in_numpy(batch)
-    if host is None or (batch.out is not None and batch.out.is_neg()):
+    out, host = batch.out, _in_numpy(batch)
+    if out is not None and out.is_neg():
+        return _evaluate.value_and_grad(batch._replace(kernels=None))
+    written = host is not None or batch.kernels is not None
+    if written and out is not None and not out.is_inference():
+        torch.autograd.graph.increment_version(out)  # torch does not write, and must know
+    if host is None:
         return _evaluate.value_and_grad(batch)
-    if batch.out is None:
-        out = _room(batch)
-    else:
-        out = batch.out
-        if not out.is_inference():
-            torch.autograd.graph.increment_version(out)  # NumPy writes, and torch must know
+    out = _room(batch) if out is None else out
     result = _evaluate.value_and_grad(host._replace(out=numpy_view(out)))
     return _in_torch(batch, result)._replace(grad_logits=out)
 
@@ -90,7 +91,7 @@ class _Loss(torch.autograd.Function):
         if grad is not None and not derived:
             # Rows that do not count stay 0, be the factor infinite.
             return torch.where(grad == 0.0, grad, grad * grad_loss), None
-        batch = together(ctx.batch, Arrays(*saved[4:]))
+        batch = with_kernels(together(ctx.batch, Arrays(*saved[4:])))
         if derived:
             return _derived(batch, grad_loss), None
         upstream = grad_loss.broadcast_to(batch.shape)[..., None]
@@ -113,7 +114,7 @@ def _derived(batch: Batch, grad_loss: torch.Tensor) -> torch.Tensor:
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         alias = batch.logits.view_as(batch.logits)  # the hooks of the logits run once, outside
-        loss = _evaluate.value(batch._replace(logits=alias)).loss
+        loss = _evaluate.value(batch._replace(logits=alias, kernels=None)).loss
         (grad,) = torch.autograd.grad(loss, alias, grad_loss, create_graph=again)
     derived: torch.Tensor = grad
     return derived

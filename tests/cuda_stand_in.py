@@ -1,0 +1,94 @@
+"""The CUDA kernels without a GPU: compiled for a processor, and what stands for a device."""
+
+import contextlib
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xent_array import _kernels
+
+SHIM = Path(__file__).parent / "cuda_shim"
+SOURCE = Path(_kernels.__file__).with_name("rows.cu")
+
+
+@functools.cache
+def library():
+    """The kernels as functions of a library; a test is skipped where no compiler makes one."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler, to run the CUDA kernels on the processor")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "rows.so")
+        includes = (f"-I{SHIM}", f"-I{SOURCE.parent}")
+        flags = ("-std=c++20", "-O2", "-fPIC", "-shared", "-Wno-unknown-pragmas", *includes)
+        command = [compiler, *flags, str(SHIM / "host.cpp"), "-o", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return ctypes.CDLL(str(path))
+
+
+class Word(ctypes.Union):
+    _fields_ = (("integer", ctypes.c_int64), ("number", ctypes.c_double))
+
+
+def word(x):
+    return Word(number=x) if isinstance(x, float) else Word(integer=x)
+
+
+class Processor:
+    """A program that runs the kernels at once, and remembers what it was asked to run."""
+
+    def __init__(self):
+        self.launches = []
+
+    def why_not(self, device):
+        return None
+
+    def launch(self, device, stream, form, arguments):
+        self.launches.append((device, stream, form, arguments))
+        words = (Word * len(arguments))(*map(word, arguments))
+        getattr(library(), f"run_{form.kernel}")(form.blocks, form.threads, words)
+
+
+class Recorder(Processor):
+    """A program that remembers what it was asked to run, and runs nothing."""
+
+    def launch(self, device, stream, form, arguments):
+        self.launches.append((device, stream, form, arguments))
+
+
+class NumpyMemory:
+    """NumPy's arrays in the place of a GPU's, in which nothing is 0 by chance."""
+
+    def __init__(self, number=0, stream=0):
+        self.number, self.stream, self.active = number, stream, False
+
+    def device(self, x):
+        return self.number
+
+    @contextlib.contextmanager
+    def current(self, x):
+        self.active = True
+        yield self.stream
+        self.active = False
+
+    def address(self, x):
+        return x.__array_interface__["data"][0]
+
+    def steps(self, x):
+        return tuple(stride // x.itemsize for stride in x.strides)
+
+    def empty(self, shape, dtype, like):
+        assert self.active
+        return np.full(shape, 99, dtype)
+
+    def line(self, x, shape):
+        assert self.active
+        return np.ascontiguousarray(np.broadcast_to(x, shape))
