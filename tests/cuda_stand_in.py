@@ -18,20 +18,25 @@ SHIM = Path(__file__).parent / "cuda_shim"
 SOURCE = Path(_kernels.__file__).with_name("rows.cu")
 
 
-@functools.cache
 def library():
     """The kernels as functions of a library; a test is skipped where no compiler makes one."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        pytest.skip("no C++ compiler, to run the CUDA kernels on the processor")
+        pytest.skip("no C++ compiler is there to run the CUDA kernels on the processor")
+    made, complaints = compiled(compiler)
+    assert made is not None, complaints
+    return made
+
+
+@functools.cache
+def compiled(compiler):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rows.so")
         includes = (f"-I{SHIM}", f"-I{SOURCE.parent}")
         flags = ("-std=c++20", "-O2", "-fPIC", "-shared", "-Wno-unknown-pragmas", *includes)
         command = [compiler, *flags, str(SHIM / "host.cpp"), "-o", str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return ctypes.CDLL(str(path))
+        return (ctypes.CDLL(str(path)) if done.returncode == 0 else None), done.stderr
 
 
 class Word(ctypes.Union):
@@ -42,8 +47,8 @@ def word(x):
     return Word(number=x) if isinstance(x, float) else Word(integer=x)
 
 
-class Processor:
-    """A program that runs the kernels at once, and remembers what it was asked to run."""
+class Recorder:
+    """A program that remembers what it was asked to run."""
 
     def __init__(self):
         self.launches = []
@@ -53,19 +58,19 @@ class Processor:
 
     def launch(self, device, stream, form, arguments):
         self.launches.append((device, stream, form, arguments))
+
+
+class Processor(Recorder):
+    """A program that runs its kernels at once."""
+
+    def launch(self, device, stream, form, arguments):
+        super().launch(device, stream, form, arguments)
         words = (Word * len(arguments))(*map(word, arguments))
         getattr(library(), f"run_{form.kernel}")(form.blocks, form.threads, words)
 
 
-class Recorder(Processor):
-    """A program that remembers what it was asked to run, and runs nothing."""
-
-    def launch(self, device, stream, form, arguments):
-        self.launches.append((device, stream, form, arguments))
-
-
 class NumpyMemory:
-    """NumPy's arrays in the place of a GPU's, in which nothing is 0 by chance."""
+    """NumPy's arrays in the place of a GPU's; fresh memory holds junk."""
 
     def __init__(self, number=0, stream=0):
         self.number, self.stream, self.active = number, stream, False

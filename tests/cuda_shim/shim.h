@@ -1,5 +1,5 @@
 // CUDA's words on a processor: the threads of a block are fibers of one thread, which take turns at
-// barriers and shuffles. Races, misaligned vectors aside, and what a warp does at once are not seen.
+// barriers and shuffles. Misaligned vectors are seen; races, and what a warp does at once, are not.
 
 #include <setjmp.h>
 #include <ucontext.h>
@@ -13,7 +13,7 @@
 #define DEVICE inline
 #define __global__
 #define __shared__ static
-#define __launch_bounds__(most)
+#define __launch_bounds__(...)
 
 struct Dim { u32 x; };
 

@@ -9,6 +9,11 @@ from typing import Any
 import torch
 
 
+def holds(x: torch.Tensor) -> bool:
+    """Whether a tensor lies there."""
+    return x.is_cuda
+
+
 def device(x: torch.Tensor) -> int:
     return x.get_device()
 

@@ -60,7 +60,7 @@ class Backend(Standard):
 
     def kernels(self, x: Array) -> Kernels | None:
         # What counts or records operations, or carries tangents, is to see torch's.
-        if not x.is_cuda or self.memory(x) != "device" or x.is_neg():
+        if not _torch_cuda.holds(x) or self.memory(x) != "device" or x.is_neg():
             return None
         if torch._C._len_torch_dispatch_stack() or forward_ad._current_level >= 0:
             return None
@@ -68,7 +68,7 @@ class Backend(Standard):
         return kernels if kernels is not None and kernels.serves(x) else None
 
     def why_no_kernels(self, x: Array) -> str | None:
-        if not x.is_cuda:  # that is NumPy's to tell
+        if not _torch_cuda.holds(x):  # that is NumPy's to tell
             return None
         if torch.version.cuda is None:
             return "the GPU is not NVIDIA's"

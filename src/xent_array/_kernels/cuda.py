@@ -23,8 +23,8 @@ _FLIGHT = 4
 #: Rows are read by a block each from so many classes on; of fewer, by a thread each.
 _MANY = 65
 
-#: Threads of a block, at most: that share a row to read, to write, and that have a row each.
-_READING, _WRITING, _LANES = 512, 256, 128
+#: Threads of a block: at most, where they share a row, and where they have a row each.
+_SHARING, _LANES = 256, 128
 
 
 class Form(NamedTuple):
@@ -217,7 +217,7 @@ def _form(work: str, dtype: str, walk: _Walk, classes: int, step: int) -> Form:
         return Form(f"lane_{work}_{dtype}", -(-walk.rows // _LANES), _LANES)
     of_thread = _FLIGHT * _ENTRIES[dtype]
     warps = 1 << max(0, (-(-classes // (32 * of_thread)) - 1).bit_length())
-    threads = min(32 * warps, _READING if work == "stats" else _WRITING)
+    threads = min(32 * warps, _SHARING)
     tiles = 1 if work == "stats" else -(-classes // (threads * of_thread))
     return Form(f"wide_{work}_{dtype}", walk.rows * tiles, threads)
 

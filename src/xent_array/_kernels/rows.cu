@@ -242,9 +242,9 @@ struct Least {
   template <class T> DEVICE T operator()(T a, T b) const { return b < a ? b : a; }
 };
 
-// Join what the threads of a block have; all of them get the result. Their warps are 2^n.
+// Join what the threads of a block have; all of them get the result. Their warps are 1, 2, 4 or 8.
 template <class T, class Join> DEVICE T of_block(T x, Join join) {
-  __shared__ T parts[16];
+  __shared__ T parts[8];
   const u32 warps = blockDim.x / 32;
   for (int apart = 16; apart; apart /= 2) x = join(x, __shfl_xor_sync(~0u, x, apart));
   if (warps == 1) return x;
@@ -406,7 +406,7 @@ DEVICE void write_vectors(const Slope<R>& slope, const S* z, S* to, i64 begin, i
 template <class S, class R>
 DEVICE void wide_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, Slopes<R> slopes) {
   constexpr int N = 16 / sizeof(S);
-  const u32 tiles = gridDim.x / (u32)count, tile = blockIdx.x % tiles;
+  const i64 tiles = gridDim.x / count, tile = blockIdx.x % tiles;
   const i64 row = blockIdx.x / tiles, thread = threadIdx.x, threads = blockDim.x;
   const S* z = from[row];
   S* to = into[row];
@@ -435,8 +435,11 @@ DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, 
 
 // --- the kernels of each dtype
 
+// How many blocks of 256 threads a multiprocessor is to have room for. More would spill registers.
+#define BLOCKS(R) (sizeof(R) == 4 ? 3 : 1)
+
 #define STATS(kind, name, S, R)                                                                  \
-  extern "C" __global__ void __launch_bounds__(512) kind##_stats_##name(                         \
+  extern "C" __global__ void __launch_bounds__(256, BLOCKS(R)) kind##_stats_##name(              \
       const S* z, i64 outer_step, i64 inner_step, i64 class_step, i64 inner, i64 count,          \
       i64 classes, double scale, const R* weight, const i64* index, R* top, R* rest, R* picked,  \
       R* even, i64* place) {                                                                     \
@@ -446,7 +449,7 @@ DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, 
   }
 
 #define GRAD(kind, name, S, R)                                                                   \
-  extern "C" __global__ void __launch_bounds__(512) kind##_grad_##name(                          \
+  extern "C" __global__ void __launch_bounds__(256, BLOCKS(R)) kind##_grad_##name(               \
       const S* z, i64 outer_step, i64 inner_step, i64 class_step, S* to, i64 to_outer_step,      \
       i64 to_inner_step, i64 to_class_step, i64 inner, i64 count, i64 classes, double scale,     \
       const R* weight, const R* top, const R* pull, const R* even, const i64* index,             \
