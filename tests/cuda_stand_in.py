@@ -9,10 +9,14 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from xent_array import _kernels
+
+BFLOAT16 = ml_dtypes.bfloat16
+DTYPES = [np.float32, np.float64, np.float16, BFLOAT16]
 
 SHIM = Path(__file__).parent / "cuda_shim"
 SOURCE = Path(_kernels.__file__).with_name("rows.cu")
@@ -37,6 +41,10 @@ def compiled(compiler):
         command = [compiler, *flags, str(SHIM / "host.cpp"), "-o", str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return (ctypes.CDLL(str(path)) if done.returncode == 0 else None), done.stderr
+
+
+def compute_dtype(dtype):
+    return np.dtype(np.float64 if dtype is np.float64 else np.float32)
 
 
 class Word(ctypes.Union):

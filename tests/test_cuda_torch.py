@@ -8,6 +8,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from xent_array import _kernels, cross_entropy, cross_entropy_and_grad
+from xent_array.__main__ import served_by
 from xent_array._backends import _torch_cuda
 from xent_array._backends.torch import Backend
 from xent_array._kernels.cuda import Kernels
@@ -226,3 +227,13 @@ def test_no_kernel_where_values_cannot_be_seen(launches):
     logits, target = problem()
     torch.testing.assert_close(compiled(logits, target), cross_entropy(logits, target))
     assert names(launches) == [STATS]
+
+
+def test_the_report_names_what_serves(launches, monkeypatch):
+    assert served_by(torch, device="cpu") == "kernels compiled by NVRTC"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with _kernels.disabled():
+        served = "portable array code, blocks of 32 MiB (no kernels: switched off)"
+        assert served_by(torch, device="cpu") == served
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert Backend(torch).why_no_kernels(torch.zeros(1)) == "the GPU is not NVIDIA's"

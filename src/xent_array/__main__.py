@@ -58,14 +58,14 @@ def main() -> int:
 def report(library: Library) -> Report:
     """Look at one library, if it is installed."""
     on_gpu = library.arrays == "CUDA"
-    name = f"{library.name}, CUDA" if on_gpu else library.name
+    device = {"device": "cuda"} if on_gpu and library.name == "torch" else {}
+    name = f"{library.name}, CUDA" if device else library.name
     if importlib.util.find_spec(library.namespace.partition(".")[0]) is None:
         return Report(name, "-", "not installed", "-")
     xp = importlib.import_module(library.namespace)
     version = importlib.import_module(library.name).__version__
     if on_gpu and not xp.cuda.is_available():
         return Report(name, version, "no GPU", "-")
-    device = {"device": "cuda"} if on_gpu and library.name == "torch" else {}
     return Report(name, version, served_by(xp, **device), check_tutorial(xp, **device))
 
 
