@@ -1,4 +1,5 @@
-// The kernels of rows.cu as functions of a library: run_NAME(blocks, threads, arguments).
+// The kernels of rows.cu as functions of a library, run_NAME(blocks, threads, arguments), and their
+// exponential.
 
 #include <utility>
 
@@ -37,3 +38,7 @@ RUN_ALL(float32)
 RUN_ALL(bfloat16)
 RUN_ALL(float16)
 RUN_ALL(float64)
+
+extern "C" void exponentials(const float* from, float* to, i64 count) {
+  for (i64 i = 0; i < count; i++) to[i] = exponential(from[i]);
+}

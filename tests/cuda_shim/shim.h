@@ -63,15 +63,16 @@ static void run_block() {
     makecontext(&fiber.start, run_fiber, 0);
   }
   arrived = 0;
-  static bool live;
-  for (live = true; live;) {
-    live = false;
-    for (current = 0; current < fibers.size(); current++)
-      if (!fibers[current].done) {
-        live = true;
-        resume(fibers[current]);
-      }
-  }
+  // From the first to the last, then back: what lacks a barrier depends on the order.
+  static u32 running, turn;
+  static bool back;
+  for (running = 1, back = false; running; back = !back)
+    for (running = 0, turn = 0; turn < fibers.size(); turn++) {
+      current = back ? fibers.size() - 1 - turn : turn;
+      if (fibers[current].done) continue;
+      running++;
+      resume(fibers[current]);
+    }
 }
 
 template <class Kernel> void run_grid(u32 blocks, u32 threads, const Kernel& kernel) {
