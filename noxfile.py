@@ -32,6 +32,9 @@ BACKENDS = [nox.param(name, id=name) for name in NAMESPACES]
 #: The libraries whose arrays are read by kernels, where numba is installed.
 KERNELS_SERVE = ("numpy", "torch")
 
+#: What else the tests of a library need: NumPy's bring those of the CUDA kernels, without a GPU.
+FURTHER = {"numpy": ("cuda",)}
+
 #: Warnings are errors, but for torch's own where there is no NumPy beside it.
 WARNINGS = ("-W", "error", "-W", "ignore:Failed to initialize NumPy:UserWarning")
 
@@ -79,7 +82,7 @@ def tests(session: nox.Session, backend: str) -> None:
 
     Where kernels serve the library, the array code that they stand for is tested as well.
     """
-    install(session, "suite", backend)
+    install(session, "suite", backend, *FURTHER.get(backend, ()))
     library = backend.replace("-", "_")
     # As many processes as processors, and no threads in them, which would get in each other's way.
     parallel = ("-n", "auto", "--dist", "worksteal")

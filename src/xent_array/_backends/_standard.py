@@ -6,9 +6,9 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any, Literal
 
+from xent_array._kernels import Kernels
 from xent_array._namespace import Array
 
 #: Where the values of an array lie: "host" and "device" are looped over in blocks sized for that
@@ -85,12 +85,12 @@ class Standard:
         """Whether Python may look at values in passing: host memory, data-dependent indexing."""
         return False
 
-    def kernels(self, x: Array) -> ModuleType | None:
+    def kernels(self, x: Array) -> Kernels | None:
         """What reads rows of `x` in the place of array code, if anything does."""
         return None
 
-    def why_no_kernels(self) -> str | None:
-        """Why array code reads rows that kernels could; None: they do, or there are none."""
+    def why_no_kernels(self, x: Array) -> str | None:
+        """Why array code reads rows of `x` that kernels could; None: they do, or there are none."""
         return None
 
     def evaluator(self, x: Array) -> Standard:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from xent_array._kernels import _rows
+from xent_array._kernels import RowStats, _rows
 from xent_array._namespace import Array
+
+#: What compiles the kernels.
+compiler = "numba"
 
 #: The dtypes that kernels read, and as which: numba knows the bits of half dtypes alone.
 _READ_AS = {"float64": "f8", "float32": "f4", "float16": "u2", "bfloat16": "i2"}
@@ -20,16 +23,6 @@ _MANY = 65
 #: In the place of an array that is not asked for.
 _NONE = {dtype: np.empty(0, dtype) for dtype in map(np.dtype, ("f4", "f8", "i8", "?"))}
 _INDEX, _MASK = np.dtype("i8"), np.dtype("?")
-
-
-class RowStats(NamedTuple):
-    """What a kernel finds in rows; class axes have length one."""
-
-    top: Array
-    rest: Array
-    picked: Array  # scale·(z - top) at the index
-    even: Array | None  # the sum of weight·scale·(z - top)
-    place: Array | None  # of the greatest logit, the lowest among ties
 
 
 def serves(x: Array) -> bool:
