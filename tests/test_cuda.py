@@ -184,6 +184,27 @@ def test_gradients_in_place_and_into_other_memory(kernels, classes, dtype, layou
     np.testing.assert_array_equal(z.astype(float), room.astype(float))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [20, 1000])
+def test_a_number_for_all_is_as_good_as_memory_full_of_it(kernels, classes, dtype):
+    """The weight of every class, and what is owed in every row, to the last bit."""
+    rng = np.random.default_rng(0)
+    z, compute = (4 * rng.standard_normal((6, classes))).astype(dtype), compute_dtype(dtype)
+    index = rng.integers(0, classes, (6, 1))
+    sums = [
+        kernels.row_stats(z, index, weight, 1.0, compute, place=False).even
+        for weight in (0.3, np.full(classes, 0.3, compute))
+    ]
+    np.testing.assert_array_equal(*sums)
+    grads, column = np.empty((2, 6, classes), dtype), rng.random((6, 1)).astype(compute)
+    numbers = {"top": column, "pull": column, "chosen": column, "index": index, "kept": None}
+    for grad, even, weight in zip(
+        grads, (0.3, np.full((6, 1), 0.3, compute)), (None, np.ones(classes, compute)), strict=True
+    ):
+        kernels.row_grad(z, grad, 1.0, even=even, weight=weight, **numbers)
+    np.testing.assert_array_equal(*grads)
+
+
 def test_any_order_of_axes_reaches_every_row(kernels):
     """Rows along four axes, in all 24 orders of memory."""
     rng = np.random.default_rng(0)

@@ -43,14 +43,21 @@ def test_the_arrays_device_and_stream_are_used():
     ((device, stream, form, arguments),) = launched(z, number=3, stream=0xABC)
     assert (device, stream) == (3, 0xABC)
     assert form == ("wide_stats_float32", 3, 32)
-    #: Memory, the steps of two axes of rows and of classes; the inner axis, rows, classes, scale.
-    assert arguments[:8] == (address(z), 0, 100, 1, 3, 3, 100, 1.0)
-    assert [bool(x) for x in arguments[8:]] == [False, True, True, True, True, False, False]
+    #: Memory, the steps of two axes of rows and of classes; the inner axis, rows, classes, scale
+    #: and the weight of all classes.
+    assert arguments[:9] == (address(z), 0, 100, 1, 3, 3, 100, 1.0, 0.0)
+    assert [bool(x) for x in arguments[9:]] == [False, True, True, True, True, False, False]
 
 
 def test_what_is_asked_for_has_an_address():
     ((*_, arguments),) = launched(np.zeros((3, 100)), weight=np.ones(100), place=True)
-    assert all(arguments[8:])
+    assert all(arguments[9:])
+
+
+def test_a_weight_of_all_classes_needs_no_memory():
+    ((*_, arguments),) = launched(np.zeros((3, 100)), weight=0.25)
+    assert arguments[8:10] == (0.25, 0)
+    assert arguments[14]  # their sum is asked for
 
 
 @pytest.mark.parametrize(
@@ -81,8 +88,8 @@ def test_rows_along_three_axes_are_several_launches():
     z = z.transpose(1, 0, 2, 3)
     launches = [arguments for *_, arguments in launched(z)]
     assert [x[0] - address(z) for x in launches] == [k * 2 * 6 * 100 * 4 for k in range(4)]
-    index = [x[9] - launches[0][9] for x in launches]
-    top = [x[10] - launches[0][10] for x in launches]
+    index = [x[10] - launches[0][10] for x in launches]
+    top = [x[11] - launches[0][11] for x in launches]
     assert index == [k * 4 * 8 for k in range(4)]
     assert top == [k * 4 * 4 for k in range(4)]
     assert {x[1:7] for x in launches} == {(4800, 300, 1, 2, 4, 100)}
@@ -94,8 +101,8 @@ def test_gradients_go_where_they_are_wanted():
     ((_, _, form, arguments),) = launched(z, into)
     assert form == ("wide_grad_float16", 3 * 2, 256)
     assert arguments[:8] == (address(z), 0, 9000, 1, address(into), 0, 18_000, 2)
-    assert arguments[8:12] == (3, 3, 9000, 1.0)
-    assert [bool(x) for x in arguments[12:]] == [False, True, True, False, True, True, False]
+    assert arguments[8:13] == (3, 3, 9000, 1.0, 0.0)
+    assert [bool(x) for x in arguments[13:]] == [False, True, True, False, True, True, False]
 
 
 def test_more_entries_than_32_bits_count():
@@ -174,8 +181,8 @@ def test_cupys_arrays(monkeypatch):
     kernels.row_stats(z, index, None, 1.0, np.dtype("f4"), place=True)
     ((number, stream, form, arguments),) = recorder.launches
     assert (number, stream, form.kernel) == (2, 0xABC, "wide_stats_float32")
-    assert arguments[:9] == (address(z), 0, 400, 2, 3, 3, 200, 1.0, 0)
-    assert arguments[9] == address(index)
+    assert arguments[:10] == (address(z), 0, 400, 2, 3, 3, 200, 1.0, 0.0, 0)
+    assert arguments[10] == address(index)
     assert (device.depth, device.entered) == (0, 1)
 
 

@@ -132,6 +132,54 @@ def test_bad_indices_are_nan_and_nothing_looks(launches):
     assert logits.grad[:5].isfinite().all()
 
 
+OPTIONS = [
+    {},
+    {"label_smoothing": 0.1},
+    {"label_smoothing": 0.1, "weight": torch.rand(200)},
+    {"weight": torch.rand(200), "reduction": "none"},
+    {"sample_weight": torch.rand(300), "z_loss": 1e-3, "on_empty": "zero"},
+    {"where": torch.rand(300) < 0.5, "denominator": "rows", "logit_scale": 0.5},
+]
+
+
+def by_each_door(logits, target, options):
+    """Backward, with statistics, and with a gradient at once."""
+    logits = logits.detach().requires_grad_()
+    loss = cross_entropy(logits, target, **options)
+    (grad,) = torch.autograd.grad(loss.sum(), logits)
+    return [
+        *(loss, grad),
+        *cross_entropy(logits.detach(), target, return_stats=True, **options)[1],
+        *cross_entropy_and_grad(logits.detach(), target, **options),
+    ]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(options) or "none")
+def test_all_memory_is_taken_on_the_device_of_the_logits(launches, options):
+    """What names no device is made on another one here, which has no memory."""
+    logits, target = problem()
+    expected = by_each_door(logits, target, options)
+    with torch.device("meta"):
+        found = by_each_door(logits, target, options)
+    assert names(launches) == [STATS, GRAD, STATS, STATS, GRAD] * 2
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+#: What has the host wait for a device, or copies to it what the host has; no graph captures that.
+WAITS = {"item", "_local_scalar_dense", "nonzero", "lift_fresh", "equal", "is_nonzero", "unique"}
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(options) or "none")
+def test_nothing_waits_for_the_device(launches, options):
+    logits, target = problem()
+    with torch.profiler.profile() as seen:
+        by_each_door(logits, target, options)
+    operations = {event.name.removeprefix("aten::") for event in seen.events()}
+    assert len(operations) > 10
+    assert operations.isdisjoint(WAITS), operations & WAITS
+
+
 class Watcher(TorchDispatchMode):
     """What counts or records operations, as torch's profilers and tracers do."""
 

@@ -45,13 +45,13 @@ class Kernels(Protocol):
         self,
         z: Array,
         index: Array,
-        weight: Array | None,
+        weight: Array | float | None,
         scale: float,
         dtype: Any,
         *,
         place: bool,
     ) -> RowStats:
-        """Read rows of logits; `weight`, a number for each class, and `place` if asked for."""
+        """Read rows of logits; `weight`, of each class or of all, and `place` if asked for."""
 
     def row_grad(
         self,
@@ -69,8 +69,8 @@ class Kernels(Protocol):
     ) -> None:
         """Write ``exp(scale·(z - top))·pull - even·weight``, and what is `chosen` at the index.
 
-        Rows that are not kept become 0. `into` may be `z`; numbers of rows have a class axis of
-        length one.
+        `even` may be one number for all rows; without a `weight` that of each class is 1. Rows that
+        are not kept become 0. `into` may be `z`; numbers of rows have a class axis of length one.
         """
 
 

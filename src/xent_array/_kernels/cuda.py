@@ -92,18 +92,25 @@ class Kernels:
         return self._program.why_not(device)
 
     def row_stats(
-        self, z: Array, index: Array, weight: Array | None, scale: float, dtype: Any, *, place: bool
+        self,
+        z: Array,
+        index: Array,
+        weight: Array | float | None,
+        scale: float,
+        dtype: Any,
+        *,
+        place: bool,
     ) -> RowStats:
-        """Read rows of logits; `weight`, a number for each class, and `place` if asked for."""
+        """Read rows of logits; `weight`, of each class or of all, and `place` if asked for."""
         shape, producer = index.shape, self._producer
         with producer.current(z) as stream:
             top, rest, picked = (producer.empty(shape, dtype, z) for _ in range(3))
             even = None if weight is None else producer.empty(shape, dtype, z)
             where = producer.empty(shape, index.dtype, z) if place else None
-            columns = (producer.line(index, shape), top, rest, picked, even, where)
-            if weight is not None:
-                weight = producer.line(weight, weight.shape)
-            self._run("stats", stream, (z,), (scale, weight), columns)
+            columns = (self._line(index, shape), top, rest, picked, even, where)
+            share, weight = _apart(weight)
+            factors = (scale, share, self._line(weight, z.shape[-1:]))
+            self._run("stats", stream, (z,), factors, columns)
         return RowStats(top, rest, picked, even, where)
 
     def row_grad(
@@ -122,33 +129,27 @@ class Kernels:
     ) -> None:
         """Write ``exp(scale·(z - top))·pull - even·weight``, and what is `chosen` at the index.
 
-        Rows that are not kept become 0. `into` may be `z`; numbers of rows have a class axis of
-        length one.
+        `even` may be one number for all rows; without a `weight` that of each class is 1. Rows that
+        are not kept become 0. `into` may be `z`; numbers of rows have a class axis of length one.
         """
-        shape, dtype, producer = top.shape, top.dtype, self._producer
-        with producer.current(z) as stream:
-            if isinstance(even, float):
-                even = _filled(producer.empty(shape, dtype, z), even)
-            if even is None:
-                weight = None
-            elif weight is None:
-                weight = _filled(producer.empty(z.shape[-1:], dtype, z), 1.0)
-            else:
-                weight = producer.line(weight, weight.shape)
+        shape = top.shape
+        with self._producer.current(z) as stream:
+            weight = None if even is None else self._line(weight, z.shape[-1:])
+            owed, even = _apart(even)
             numbers = (top, pull, even, index, chosen, kept)
-            columns = tuple(None if x is None else producer.line(x, shape) for x in numbers)
-            self._run("grad", stream, (z, into), (scale, weight), columns)
+            columns = tuple(self._line(x, shape) for x in numbers)
+            self._run("grad", stream, (z, into), (scale, owed, weight), columns)
 
     def _run(
         self,
         work: str,
         stream: int,
         arrays: tuple[Array, ...],
-        factors: tuple[float, Array | None],
+        factors: tuple[float, float, Array | None],
         columns: tuple[Array | None, ...],
     ) -> None:
         """Launch a kernel on all rows, or on parts of them that two axes reach."""
-        z, producer, (scale, weight) = arrays[0], self._producer, factors
+        z, producer, (scale, number, weight) = arrays[0], self._producer, factors
         device = producer.device(z)
         classes, steps = z.shape[-1], [producer.steps(x) for x in arrays]
         walk = _walk(z.shape[:-1], [x[:-1] for x in steps])
@@ -160,9 +161,13 @@ class Kernels:
             for k, x in enumerate(arrays):
                 start = self._address(x, offsets[k])
                 layout += [start, walk.outer[k + 1], walk.inner[k + 1], steps[k][-1]]
-            numbers = (walk.inner[0], walk.rows, classes, float(scale), self._address(weight))
+            counts = (walk.inner[0], walk.rows, classes)
+            numbers = (float(scale), number, self._address(weight))
             of_rows = (self._address(x, row) for x in columns)
-            self._program.launch(device, stream, form, (*layout, *numbers, *of_rows))
+            self._program.launch(device, stream, form, (*layout, *counts, *numbers, *of_rows))
+
+    def _line(self, x: Array | None, shape: tuple[int, ...]) -> Array | None:
+        return None if x is None else self._producer.line(x, shape)
 
     def _address(self, x: Array | None, entry: int = 0) -> int:
         return 0 if x is None else self._producer.address(x) + entry * x.dtype.itemsize
@@ -222,9 +227,9 @@ def _form(work: str, dtype: str, walk: _Walk, classes: int, step: int) -> Form:
     return Form(f"wide_{work}_{dtype}", walk.rows * tiles, threads)
 
 
-def _filled(x: Array, value: float) -> Array:
-    x[...] = value
-    return x
+def _apart(x: Array | float | None) -> tuple[float, Array | None]:
+    """A number that holds for all, or an array of what holds for each."""
+    return (x, None) if isinstance(x, float) else (0.0, x)
 
 
 def _name(dtype: Any) -> str:

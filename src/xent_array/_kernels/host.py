@@ -38,10 +38,12 @@ def _read_as(dtype: Any) -> Any:
 
 
 def row_stats(
-    z: Array, index: Array, weight: Array | None, scale: float, dtype: Any, *, place: bool
+    z: Array, index: Array, weight: Array | float | None, scale: float, dtype: Any, *, place: bool
 ) -> RowStats:
-    """Read rows of logits; `weight`, a number for each class, and `place` if asked for."""
+    """Read rows of logits; `weight`, of each class or of all, and `place` if asked for."""
     shape, rows, none = index.shape, index.size, _NONE[dtype]
+    if isinstance(weight, float):
+        weight = np.full(z.shape[-1], weight, dtype)
     found = np.empty((3, rows), dtype)
     even = none if weight is None else np.empty(rows, dtype)
     places = np.empty(rows, _INDEX) if place else _NONE[_INDEX]
@@ -75,8 +77,8 @@ def row_grad(
 ) -> None:
     """Write ``exp(scale·(z - top))·pull - even·weight``, and what is `chosen` at the index.
 
-    Rows that are not kept become 0. `into` may be `z`; numbers of rows have a class axis of length
-    one.
+    `even` may be one number for all rows; without a `weight` that of each class is 1. Rows that are
+    not kept become 0. `into` may be `z`; numbers of rows have a class axis of length one.
     """
     dtype, shape = top.dtype, top.shape
     evens = weights = _NONE[dtype]

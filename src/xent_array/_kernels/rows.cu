@@ -9,8 +9,9 @@
 //
 //     exp(s·(z_j - top))·pull - even·w_j, and at the index a number that is given.
 //
-// What these mean is the business of the callers. A null pointer is an array not asked for. Rows
-// lie along two axes, the inner one of a certain length; steps count entries. Rows of many adjacent
+// What these mean is the business of the callers. A null pointer is an array not asked for, or one
+// in whose place a number holds for all classes or rows. Rows lie along two axes, the inner one of a
+// certain length; steps count entries. Rows of many adjacent
 // classes are read by a block of threads, 16 bytes at a time (`wide_...`), rows of few classes, or
 // of classes that lie further apart than the rows, by a thread each (`lane_...`).
 
@@ -115,6 +116,14 @@ template <class R> struct Sum {
   DEVICE R value() const { return total - total == 0 ? total + lost : total; }
 };
 
+// A number for each class or row; without memory, the same for all.
+template <class R> struct Numbers {
+  const R* each;
+  R all;
+
+  DEVICE R operator[](i64 i) const { return each ? each[i] : all; }
+};
+
 // --- statistics
 
 // What a thread knows of the entries of a row that it has seen.
@@ -123,7 +132,8 @@ template <class R> struct Sum {
 // seldom moves: whenever it does, the sums are multiplied, and lose a little.
 template <class R> struct Seen {
   const R scale;
-  const bool weighted;
+  const Numbers<R> weight;
+  const bool weighted;  // the sum of w·(z - top) is asked for
   R base, top;
   Sum<R> below;  // of the exponentials of the entries below the top
   u32 ties;      // how many entries equal the top
@@ -131,12 +141,12 @@ template <class R> struct Seen {
   Sum<R> fall;   // of w·(z - base)
   R heavy;       // the sum of w
 
-  DEVICE Seen(R scale, bool weighted)
-      : scale(scale), weighted(weighted), base(lowest(R())), top(-endless<R>()), below{0, 0},
-        ties(0), place(0), fall{0, 0}, heavy(0) {}
+  DEVICE Seen(R scale, Numbers<R> weight, bool weighted)
+      : scale(scale), weight(weight), weighted(weighted), base(lowest(R())), top(-endless<R>()),
+        below{0, 0}, ties(0), place(0), fall{0, 0}, heavy(0) {}
 
-  // Take entries of the classes at, at + step, ...; -inf of weight 0 is none.
-  template <int N> DEVICE void take(const R (&z)[N], const R (&w)[N], i64 at, i64 step) {
+  // Take entries of the classes at, at + step, ... below `end`; beyond, they are -inf.
+  template <int N> DEVICE void take(const R (&z)[N], i64 at, i64 step, i64 end) {
     R high = z[0];
 #pragma unroll
     for (int k = 1; k < N; k++) high = greater(high, z[k]);
@@ -155,7 +165,7 @@ template <class R> struct Seen {
       part[k % 2] += tied ? R(0) : power;
     }
     below.add(part[0] + part[1]);
-    if (weighted) sink(z, w);
+    if (weighted) sink(z, at, step, end);
   }
 
   DEVICE void raise(R high) {
@@ -184,13 +194,14 @@ template <class R> struct Seen {
   }
 
   // No share of a class that is impossible costs nothing: 0·-inf is 0.
-  template <int N> DEVICE void sink(const R (&z)[N], const R (&w)[N]) {
+  template <int N> DEVICE void sink(const R (&z)[N], i64 at, i64 step, i64 end) {
     R part = 0;
 #pragma unroll
     for (int k = 0; k < N; k++) {
-      const R depth = z[k] - base;
-      part += w[k] == 0 && depth == -endless<R>() ? R(0) : w[k] * depth;
-      heavy += w[k];
+      const i64 j = at + k * step;
+      const R w = j < end ? weight[j] : R(0), depth = z[k] - base;
+      part += w == 0 && depth == -endless<R>() ? R(0) : w * depth;
+      heavy += w;
     }
     fall.add(part);
   }
@@ -258,17 +269,15 @@ template <class T, class Join> DEVICE T of_block(T x, Join join) {
 
 // Take a row's classes at, at + step, ... below `end`, N at once.
 template <int N, class S, class R>
-DEVICE void take_apart(Seen<R>& seen, const S* z, i64 class_step, const R* weight, i64 at, i64 end,
-                       i64 step) {
+DEVICE void take_apart(Seen<R>& seen, const S* z, i64 class_step, i64 at, i64 end, i64 step) {
   for (; at < end; at += N * step) {
-    R values[N], weights[N];
+    R values[N];
 #pragma unroll
     for (int k = 0; k < N; k++) {
       const i64 j = at + k * step;
       values[k] = j < end ? R(widen(z[j * class_step])) : -endless<R>();
-      weights[k] = weight && j < end ? weight[j] : R(0);
     }
-    seen.take(values, weights, at, step);
+    seen.take(values, at, step, end);
   }
 }
 
@@ -277,7 +286,7 @@ enum { FLIGHT = 4 };
 
 // Take `count` vectors of a row from a class on whose memory is aligned.
 template <class S, class R>
-DEVICE void take_vectors(Seen<R>& seen, const S* z, const R* weight, i64 begin, i64 count) {
+DEVICE void take_vectors(Seen<R>& seen, const S* z, i64 begin, i64 count) {
   constexpr int N = 16 / sizeof(S);
   for (i64 start = threadIdx.x; start < count; start += FLIGHT * blockDim.x) {
     Vector v[FLIGHT];
@@ -291,49 +300,46 @@ DEVICE void take_vectors(Seen<R>& seen, const S* z, const R* weight, i64 begin, 
       const i64 i = start + u * blockDim.x, at = begin + i * N;
       if (i >= count) break;
       S entries[N];
-      R values[N], weights[N];
+      R values[N];
       memcpy(entries, &v[u], 16);
 #pragma unroll
-      for (int k = 0; k < N; k++) {
-        values[k] = widen(entries[k]);
-        weights[k] = weight ? weight[at + k] : R(0);
-      }
-      seen.take(values, weights, at, 1);
+      for (int k = 0; k < N; k++) values[k] = widen(entries[k]);
+      seen.take(values, at, 1, at + N);
     }
   }
 }
 
 template <class S, class R>
-DEVICE void wide_stats(Rows<const S> rows, i64, i64 classes, R scale, const R* weight,
+DEVICE void wide_stats(Rows<const S> rows, i64, i64 classes, R scale, Numbers<R> weight,
                        Found<R> found) {
   constexpr int N = 16 / sizeof(S);
   const i64 row = blockIdx.x, step = rows.class_step, thread = threadIdx.x, threads = blockDim.x;
   const S* z = rows[row];
   const i64 head = step == 1 ? ragged(z, classes) : classes;
   const i64 vectors = (classes - head) / N, tail = head + vectors * N;
-  Seen<R> seen(scale, weight != nullptr);
-  take_apart<N>(seen, z, step, weight, thread, head, threads);
-  take_vectors(seen, z, weight, head, vectors);
-  take_apart<N>(seen, z, step, weight, tail + thread, classes, threads);
+  Seen<R> seen(scale, weight, found.even != nullptr);
+  take_apart<N>(seen, z, step, thread, head, threads);
+  take_vectors(seen, z, head, vectors);
+  take_apart<N>(seen, z, step, tail + thread, classes, threads);
   const R top = of_block(seen.top, Greatest());
   const bool leads = seen.top == top || (top != top && seen.top != seen.top);
   const i64 place = found.place ? of_block(leads ? seen.place : classes, Least()) : 0;
   seen.finish(top);
   const R below = of_block(seen.below.value(), Adding());
   const u32 ties = of_block(seen.ties, Adding());
-  const R fall = weight ? of_block(seen.fall.value(), Adding()) : R(0);
+  const R fall = seen.weighted ? of_block(seen.fall.value(), Adding()) : R(0);
   if (thread == 0)
     found.put(row, widen(z[found.index[row] * step]), scale, top, below, ties, fall, place);
 }
 
 template <class S, class R>
-DEVICE void lane_stats(Rows<const S> rows, i64 count, i64 classes, R scale, const R* weight,
+DEVICE void lane_stats(Rows<const S> rows, i64 count, i64 classes, R scale, Numbers<R> weight,
                        Found<R> found) {
   const i64 row = (i64)blockIdx.x * blockDim.x + threadIdx.x, step = rows.class_step;
   if (row >= count) return;
   const S* z = rows[row];
-  Seen<R> seen(scale, weight != nullptr);
-  take_apart<8>(seen, z, step, weight, 0, classes, 1);
+  Seen<R> seen(scale, weight, found.even != nullptr);
+  take_apart<8>(seen, z, step, 0, classes, 1);
   seen.finish(seen.top);
   found.put(row, widen(z[found.index[row] * step]), scale, seen.top, seen.below.value(), seen.ties,
             seen.fall.value(), seen.place);
@@ -346,12 +352,11 @@ template <class R> struct Slope {
   R scale, top, pull, owed, chosen;
   i64 index;
   bool kept;
-  const R* weight;
+  Numbers<R> weight;
 
   // The derivative by class j, whose logit is z.
   template <class S> DEVICE S operator()(S z, i64 j) const {
-    const R even = weight ? owed * weight[j] : R(0);
-    const R other = exponential(scale * (widen(z) - top)) * pull - even;
+    const R other = exponential(scale * (widen(z) - top)) * pull - owed * weight[j];
     S grad;
     narrow(!kept ? R(0) : j == index ? chosen : other, grad);
     return grad;
@@ -360,13 +365,14 @@ template <class R> struct Slope {
 
 template <class R> struct Slopes {
   R scale;
-  const R *weight, *top, *pull, *even;
+  Numbers<R> weight, even;
+  const R *top, *pull;
   const i64* index;
   const R* chosen;
   const bool* kept;
 
   DEVICE Slope<R> operator[](i64 row) const {
-    return {scale,       top[row],   pull[row],                even ? even[row] : R(0),
+    return {scale,       top[row],   pull[row],                even[row],
             chosen[row], index[row], kept ? kept[row] : true, weight};
   }
 };
@@ -441,22 +447,23 @@ DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, 
 #define STATS(kind, name, S, R)                                                                  \
   extern "C" __global__ void __launch_bounds__(256, BLOCKS(R)) kind##_stats_##name(              \
       const S* z, i64 outer_step, i64 inner_step, i64 class_step, i64 inner, i64 count,          \
-      i64 classes, double scale, const R* weight, const i64* index, R* top, R* rest, R* picked,  \
-      R* even, i64* place) {                                                                     \
+      i64 classes, double scale, double share, const R* weight, const i64* index, R* top,         \
+      R* rest, R* picked, R* even, i64* place) {                                                 \
     const Rows<const S> rows = {z, inner, outer_step, inner_step, class_step};                   \
     const Found<R> found = {index, top, rest, picked, even, place};                              \
-    kind##_stats(rows, count, classes, R(scale), weight, found);                                 \
+    kind##_stats(rows, count, classes, R(scale), Numbers<R>{weight, R(share)}, found);           \
   }
 
 #define GRAD(kind, name, S, R)                                                                   \
   extern "C" __global__ void __launch_bounds__(256, BLOCKS(R)) kind##_grad_##name(               \
       const S* z, i64 outer_step, i64 inner_step, i64 class_step, S* to, i64 to_outer_step,      \
       i64 to_inner_step, i64 to_class_step, i64 inner, i64 count, i64 classes, double scale,     \
-      const R* weight, const R* top, const R* pull, const R* even, const i64* index,             \
-      const R* chosen, const bool* kept) {                                                       \
+      double owed, const R* weight, const R* top, const R* pull, const R* even,                  \
+      const i64* index, const R* chosen, const bool* kept) {                                     \
     const Rows<const S> from = {z, inner, outer_step, inner_step, class_step};                   \
     const Rows<S> into = {to, inner, to_outer_step, to_inner_step, to_class_step};               \
-    const Slopes<R> slopes = {R(scale), weight, top, pull, even, index, chosen, kept};           \
+    const Slopes<R> slopes = {R(scale), {weight, R(1)}, {even, R(owed)}, top, pull, index,       \
+                              chosen, kept};                                                     \
     kind##_grad(from, into, count, classes, slopes);                                             \
   }
 
