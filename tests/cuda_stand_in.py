@@ -95,6 +95,9 @@ class NumpyMemory:
     def address(self, x):
         return x.__array_interface__["data"][0]
 
+    def aligned(self, x):
+        return x.flags.aligned
+
     def steps(self, x):
         return tuple(stride // x.itemsize for stride in x.strides)
 

@@ -140,6 +140,11 @@ def test_a_dtype_that_no_kernel_reads():
     assert not kernels.serves(np.zeros(3, np.longdouble))
 
 
+def test_memory_that_is_not_aligned_is_left_to_array_code():
+    odd = np.zeros(13, np.uint8)[1:].view(np.float32)
+    assert not Kernels(NumpyMemory(), Recorder()).serves(odd)
+
+
 class CupysArray(np.ndarray):
     """As CuPy's: its memory has an address, and its device can be entered."""
 
@@ -178,6 +183,9 @@ def test_cupys_arrays(monkeypatch):
     z = np.zeros((3, 400), np.float32).view(CupysArray)[:, ::2]
     index = np.zeros((3, 1), np.int64).view(CupysArray)
     assert kernels.serves(z)
+    raw = np.zeros(45, np.uint8).view(CupysArray)
+    assert not kernels.serves(raw[1:].view(np.float32))
+    assert not kernels.serves(np.ndarray.__new__(CupysArray, (3, 2), "f4", raw, 0, (10, 4)))
     kernels.row_stats(z, index, None, 1.0, np.dtype("f4"), place=True)
     ((number, stream, form, arguments),) = recorder.launches
     assert (number, stream, form.kernel) == (2, 0xABC, "wide_stats_float32")

@@ -27,6 +27,10 @@ def address(x: Array) -> int:
     return start
 
 
+def aligned(x: Array) -> bool:
+    return not any(place % x.itemsize for place in (x.data.ptr, *x.strides))
+
+
 def steps(x: Array) -> tuple[int, ...]:
     return tuple(stride // x.itemsize for stride in x.strides)
 

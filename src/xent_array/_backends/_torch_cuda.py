@@ -28,6 +28,10 @@ def address(x: torch.Tensor) -> int:
     return x.data_ptr()
 
 
+def aligned(x: torch.Tensor) -> bool:
+    return x.data_ptr() % x.itemsize == 0
+
+
 def steps(x: torch.Tensor) -> tuple[int, ...]:
     return x.stride()
 

@@ -17,6 +17,14 @@ from xent_array._namespace import Array
 #: The dtypes that kernels read, and how many entries of each a vector of 16 bytes holds.
 _ENTRIES = {"float64": 2, "float32": 4, "float16": 8, "bfloat16": 8}
 
+#: The kernels of `rows.cu`.
+NAMES = [
+    f"{form}_{work}_{dtype}"
+    for form in ("wide", "lane")
+    for work in ("stats", "grad")
+    for dtype in _ENTRIES
+]
+
 #: How many vectors of a thread are on their way at once, as in `rows.cu`.
 _FLIGHT = 4
 
@@ -63,6 +71,9 @@ class Producer(Protocol):
 
     def address(self, x: Array) -> int: ...
 
+    def aligned(self, x: Array) -> bool:
+        """Whether every entry is at a multiple of its size; a GPU reads no others."""
+
     def steps(self, x: Array) -> tuple[int, ...]:
         """Strides, counted in entries."""
 
@@ -84,8 +95,10 @@ class Kernels:
 
     def serves(self, x: Array) -> bool:
         """Whether the kernels can read an array."""
-        device = self._producer.device(x)
-        return _name(x.dtype) in _ENTRIES and self.why_not(device) is None
+        producer = self._producer
+        if _name(x.dtype) not in _ENTRIES or not producer.aligned(x):
+            return False
+        return self.why_not(producer.device(x)) is None
 
     def why_not(self, device: int) -> str | None:
         """Why they do not run on a device, or None if they do."""
