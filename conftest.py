@@ -117,7 +117,8 @@ def xp(request):
 def tile_rows(request, monkeypatch):
     """So many rows in a tile of float64 logits, of as many classes as the test's module says."""
     tiles = importlib.import_module("xent_array._tiles")
-    monkeypatch.setattr(tiles, "TILE_BYTES", 8 * request.module.C * request.param)
+    size = 8 * request.module.C * request.param
+    monkeypatch.setattr(tiles, "TILE_BYTES", dict.fromkeys(tiles.TILE_BYTES, size))
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ import pytest
 
 import test_accuracy
 import test_gradients
+import test_linear
 import test_nonfinite
 import xent_array
-from xent_array import _kernels, _threads
+from xent_array import _kernels, _threads, _tiles
 from xent_array._backends.numpy import Backend
 from xent_array._kernels.cuda import Kernels
 
@@ -287,6 +288,21 @@ def test_every_option_means_what_it_means_to_the_array_code(on_gpu, axis, classe
     import test_kernels
 
     test_kernels.test_every_option_means_what_it_means_to_the_array_code(axis, classes, monkeypatch)
+
+
+@pytest.mark.parametrize("options", ["plain", "weights", "rows"])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_tiles_of_the_linear_loss(on_gpu, processor, monkeypatch, reduction, options):
+    """Each is read once, and its gradient written over its logits."""
+    monkeypatch.setitem(_tiles.TILE_BYTES, "host", 8 * test_linear.C * 3)
+    test_linear.test_equals_the_loss_of_the_logits(
+        np, test_linear.TARGET, reduction, test_linear.OPTIONS[options]
+    )
+    both = [form.kernel for *_, form, _ in processor.launches[:2]]
+    assert both == ["lane_stats_float64", "lane_grad_float64"]  # of the logits by hand
+    _, *tiles = [arguments for _, _, form, arguments in processor.launches if "grad" in form.kernel]
+    assert [x[9] for x in tiles[:3]] == [3, 3, 1]  # rows
+    assert all(x[0] == x[4] for x in tiles[:3])  # where the logits are
 
 
 @pytest.mark.parametrize("target", [np.int32, np.int64, np.uint8])

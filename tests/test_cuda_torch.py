@@ -7,7 +7,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from xent_array import _kernels, cross_entropy, cross_entropy_and_grad
+from xent_array import _kernels, _tiles, cross_entropy, cross_entropy_and_grad, linear_cross_entropy
 from xent_array.__main__ import served_by
 from xent_array._backends import _torch_cuda
 from xent_array._backends.torch import Backend
@@ -178,6 +178,29 @@ def test_nothing_waits_for_the_device(launches, options):
     operations = {event.name.removeprefix("aten::") for event in seen.events()}
     assert len(operations) > 10
     assert operations.isdisjoint(WAITS), operations & WAITS
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_tile_of_the_linear_loss_is_a_batch_like_any(launches, monkeypatch, dtype, reduction):
+    """Read once for the loss, then overwritten by its gradient; single losses read it twice."""
+    monkeypatch.setitem(_tiles.TILE_BYTES, "device", 100 * 200 * 8)
+    _, target = problem()
+    leaves = [torch.randn(size, 5, dtype=dtype, requires_grad=True) for size in (300, 200)]
+    wide = [x.detach().double().requires_grad_() for x in leaves]
+    tiles = 3 if dtype is torch.float64 else 2
+    for parts in leaves, wide:
+        loss = linear_cross_entropy(*parts, target, reduction=reduction, dtype=torch.float64)
+        loss.sum().backward()
+        if parts is leaves:
+            one = [STATS] if reduction == "none" else []
+            assert names(launches) == one * tiles + [STATS, GRAD] * tiles
+    with _kernels.disabled():
+        expected = linear_cross_entropy(*wide, target, reduction=reduction)
+    torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
+    for mine, theirs in zip(leaves, wide, strict=True):
+        rough = dtype is torch.bfloat16
+        torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-12, atol=0.05 * rough)
 
 
 class Watcher(TorchDispatchMode):

@@ -70,7 +70,7 @@ def test_every_transform(reduction):
 
 
 def test_numerical_derivatives(monkeypatch):
-    monkeypatch.setattr(_tiles, "TILE_BYTES", 8 * C * 3)
+    monkeypatch.setitem(_tiles.TILE_BYTES, "opaque", 8 * C * 3)
 
     def loss(*parts):  # checks are made with NumPy's arrays
         return ours(*map(jnp.asarray, parts), jnp.asarray(WEIGHT), 0.1)
@@ -80,7 +80,7 @@ def test_numerical_derivatives(monkeypatch):
 
 def test_memory_is_a_tiles(monkeypatch):
     """Of loss and gradient by all parts: sixteen times the rows take a few tiles, no more."""
-    monkeypatch.setattr(_tiles, "TILE_BYTES", 1 << 20)
+    monkeypatch.setitem(_tiles.TILE_BYTES, "opaque", 1 << 20)
 
     def temporaries(rows):
         x, w = jnp.zeros((rows, 8), jnp.float32), jnp.zeros((1000, 8), jnp.float32)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from xent_array._backends import Standard
+from xent_array._backends import Memory, Standard
 from xent_array._batch import Batch
 from xent_array._blocks import Assembly
 from xent_array._engines import evaluate, evaluate_with_grad
@@ -23,8 +23,11 @@ from xent_array._reduce import Counts, divisor
 from xent_array._rowwise import rows_of
 from xent_array._stats import Scalar
 
-#: Bytes of the logits of a tile: products of few rows are slow, many rows take memory.
-TILE_BYTES = 1 << 26
+#: Bytes of the logits of a tile, in the compute dtype, per kind of memory: products of few rows are
+#: slow, many rows take memory. On a "device" the sum of the projection's gradient, gigabytes of a
+#: large vocabulary, is read and written for every tile, so a few of them are best; how large they
+#: should be was not measured on one.
+TILE_BYTES: dict[Memory, int] = {"host": 1 << 26, "opaque": 1 << 26, "device": 1 << 30}
 
 
 class Wanted(NamedTuple):
@@ -81,7 +84,7 @@ def assembled(
 def tiles(batch: Batch) -> list[slice]:
     """Cut the rows of a flattened batch by the budget, as equally as can be."""
     (rows,) = batch.shape
-    size = TILE_BYTES // (batch.classes * batch.backend.itemsize(batch.compute_dtype))
+    size = TILE_BYTES[batch.memory] // (batch.classes * batch.backend.itemsize(batch.compute_dtype))
     count = max(1, -(-rows // max(1, size)))
     size = max(1, -(-rows // count))
     return [slice(start, min(start + size, rows)) for start in range(0, max(rows, 1), size)]

@@ -21,8 +21,9 @@ HALF = ("float16", "bfloat16")
 #: A context that changes nothing, for any number of threads.
 NOTHING = contextlib.nullcontext()
 
-#: Bytes of a matrix that is made to be used at once, small enough to stay in cache.
-PIECE_BYTES = 1 << 23
+#: Bytes of a matrix that is made to be used at once, per kind of memory: few enough to stay in a
+#: processor's cache. A "device" needs more to be busy; how much was not measured on one.
+PIECE_BYTES: dict[Memory, int] = {"host": 1 << 23, "opaque": 1 << 23, "device": 1 << 28}
 
 
 class Standard:
@@ -258,7 +259,7 @@ class Standard:
     def pieces(self, matrix: Array, dtype: Any) -> Iterator[slice]:
         """Runs of the rows of a matrix that are small in a dtype."""
         count, width = matrix.shape
-        step = max(1, PIECE_BYTES // max(1, width * self.itemsize(dtype)))
+        step = max(1, PIECE_BYTES[self.memory(matrix)] // max(1, width * self.itemsize(dtype)))
         for start in range(0, count, step):
             yield slice(start, min(start + step, count))
 
