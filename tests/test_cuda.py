@@ -145,6 +145,20 @@ def test_rows_that_climb_keep_precision(kernels, classes, dtype):
     assert (off <= bound).all()
 
 
+@pytest.mark.parametrize("weight", [0.1 / 50_257, "drawn"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_lies_below_a_top_that_came_late(kernels, dtype, weight):
+    """Nearly all of it lies near the top, and what was seen before lay near to another."""
+    rng, classes, compute = np.random.default_rng(0), 50_257, compute_dtype(dtype)
+    if weight == "drawn":
+        weight = rng.random(classes).astype(compute)
+    z = np.where(np.arange(classes) >= 2048, 7.5, 0.0).astype(dtype)[None]
+    index = np.zeros((1, 1), int)
+    even = kernels.row_stats(z, index, weight, 1.0, compute, place=False).even
+    exact = ((z.astype(np.longdouble) - 7.5) * compute.type(weight)).sum()
+    assert abs(even.item() - exact) <= 32 * abs(exact) * np.finfo(compute).eps / 2
+
+
 @pytest.mark.parametrize("classes", [3, 64, 100, 3000])
 def test_ties_are_counted_and_the_first_is_the_place(kernels, classes):
     """Equal greatest logits, met by different threads, at any places."""

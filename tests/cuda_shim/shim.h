@@ -4,9 +4,11 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -98,18 +100,26 @@ static void __syncthreads() {
   while (barriers == mine) take_turns();
 }
 
-// All lanes of a warp write, then all read; two sets of slots, lest the next shuffle overwrite.
-template <class T> T __shfl_xor_sync(u32, T x, int apart) {
+// All lanes of a warp write, then all read; two sets of slots, lest the next ones overwrite.
+template <class T, class Read> auto exchange(T x, const Read& read) {
   static u32 writers[32], turns[32];
   static T slots[32][2][32];
-  const u32 warp = current / 32, lane = current % 32, turn = turns[warp];
-  slots[warp][turn % 2][lane] = x;
+  const u32 warp = current / 32, turn = turns[warp];
+  slots[warp][turn % 2][current % 32] = x;
   if (++writers[warp] == 32) {
     writers[warp] = 0;
     turns[warp]++;
   }
   while (turns[warp] == turn) take_turns();
-  return slots[warp][turn % 2][lane ^ apart];
+  return read(slots[warp][turn % 2]);
+}
+
+template <class T> T __shfl_xor_sync(u32, T x, int apart) {
+  return exchange(x, [=](const T* all) { return all[(current % 32) ^ apart]; });
+}
+
+static bool __any_sync(u32, bool x) {
+  return exchange(x, [](const bool* all) { return std::any_of(all, all + 32, std::identity()); });
 }
 
 // --- numbers

@@ -78,7 +78,17 @@ DEVICE void store(Vector* to, Vector v) {
 DEVICE float lowest(float) { return -3.402823466e+38f; }
 DEVICE double lowest(double) { return -1.7976931348623157e+308; }
 
+// In the place of a class that there is none of; every class comes before it.
+constexpr i64 NOWHERE = 0x7fffffffffffffff;
+
 template <class R> DEVICE R endless() { return R(as_float(0x7f800000u)); }
+
+// A vector of -inf.
+DEVICE Vector repeated(u32 one, u32 other) { return {{one, other, one, other}}; }
+DEVICE Vector impossible(float) { return repeated(0xff800000u, 0xff800000u); }
+DEVICE Vector impossible(bfloat16) { return repeated(0xff80ff80u, 0xff80ff80u); }
+DEVICE Vector impossible(float16) { return repeated(0xfc00fc00u, 0xfc00fc00u); }
+DEVICE Vector impossible(double) { return repeated(0, 0xfff00000u); }
 
 DEVICE float widen(float x) { return x; }
 DEVICE double widen(double x) { return x; }
@@ -94,7 +104,7 @@ DEVICE double exponential(double x) { return exp(x); }
 DEVICE float exponential(float x) {
   x = greater(x, -150.0f);  // whose exp is 0, as that of -inf, which would make NaN of `lost`
   const float turned = x * 1.442695041f, power = exp2_roughly(turned);
-  const float lost = fmaf(-turned, -1.904654323e-9f, fmaf(-turned, 0.6931471825f, x));
+  const float lost = fmaf(turned, 1.904654323e-9f, fmaf(turned, -0.6931471825f, x));
   return fmaf(power, lost, power);
 }
 
@@ -124,54 +134,96 @@ template <class R> struct Numbers {
   DEVICE R operator[](i64 i) const { return each ? each[i] : all; }
 };
 
+struct Adding {
+  template <class T> DEVICE T operator()(T a, T b) const { return a + b; }
+};
+struct Greatest {
+  template <class T> DEVICE T operator()(T a, T b) const { return greater(a, b); }
+};
+struct Least {
+  template <class T> DEVICE T operator()(T a, T b) const { return b < a ? b : a; }
+};
+
 // --- statistics
 
-// What a thread knows of the entries of a row that it has seen.
+// The threads of a warp look at a row together, or each at one of its own. What is asked of all of
+// them is asked at once, so all come to it.
+template <bool TOGETHER> struct Team {
+  // How many of the team's threads come before this one.
+  DEVICE static u32 before() { return TOGETHER ? threadIdx.x % 32 : 0; }
+
+  DEVICE static bool any(bool x) { return TOGETHER ? __any_sync(~0u, x) : x; }
+
+  template <class T, class Join> DEVICE static T all(T x, Join join) {
+    if (TOGETHER)
+      for (int apart = 16; apart; apart /= 2) x = join(x, __shfl_xor_sync(~0u, x, apart));
+    return x;
+  }
+};
+
+// What a thread knows of the entries of a row that it has seen. The top is that of its team: most
+// entries lie below it, and need no more than their exponential.
 //
-// Their exponentials are those of s·(z - base). The base follows the top at a distance, so that it
-// seldom moves: whenever it does, the sums are multiplied, and lose a little.
-template <class R> struct Seen {
+// Those are of s·(z - base). The base follows the top at a distance, so that it seldom moves:
+// whenever it does, their sum is multiplied, and loses a little.
+template <class R, bool TOGETHER> struct Seen {
+  typedef Team<TOGETHER> Us;
   const R scale;
   const Numbers<R> weight;
-  const bool weighted;  // the sum of w·(z - top) is asked for
+  const bool weighted, placed;  // the sum of w·(z - top), or the place of the top, is asked for
   R base, top;
   Sum<R> below;  // of the exponentials of the entries below the top
   u32 ties;      // how many entries equal the top
   i64 place;     // of the first of them, or of the first NaN
-  Sum<R> fall;   // of w·(z - base)
-  R heavy;       // the sum of w
+  Sum<R> fall;   // of w·(z - top)
+  Sum<R> heavy;  // of w
 
-  DEVICE Seen(R scale, Numbers<R> weight, bool weighted)
-      : scale(scale), weight(weight), weighted(weighted), base(lowest(R())), top(-endless<R>()),
-        below{0, 0}, ties(0), place(0), fall{0, 0}, heavy(0) {}
+  DEVICE Seen(R scale, Numbers<R> weight, bool weighted, bool placed)
+      : scale(scale), weight(weight), weighted(weighted), placed(placed), base(lowest(R())),
+        top(-endless<R>()), below{0, 0}, ties(0), place(NOWHERE), fall{0, 0}, heavy{0, 0} {}
 
   // Take entries of the classes at, at + step, ... below `end`; beyond, they are -inf.
   template <int N> DEVICE void take(const R (&z)[N], i64 at, i64 step, i64 end) {
     R high = z[0];
 #pragma unroll
     for (int k = 1; k < N; k++) high = greater(high, z[k]);
-    if (high > top || (high != high && top == top)) {
-      raise(high);
-#pragma unroll
-      for (int k = N - 1; k >= 0; k--)
-        if (z[k] == high || z[k] != z[k]) place = at + k * step;
+    if (Us::any(!(high < top))) {
+      raise(Us::all(greater(high, top), Greatest()));
+      add_all<N, true>(z);
+      if (placed) find(z, at, step);
+    } else {
+      add_all<N, false>(z);
     }
+    if (weighted) sink(z, at, step, end);
+  }
+
+  template <int N, bool TIES> DEVICE void add_all(const R (&z)[N]) {
     R part[2] = {0, 0};
 #pragma unroll
     for (int k = 0; k < N; k++) {
       const R power = exponential(scale * (z[k] - base));
-      const bool tied = z[k] == top;
+      const bool tied = TIES && z[k] == top;
       ties += tied;
       part[k % 2] += tied ? R(0) : power;
     }
     below.add(part[0] + part[1]);
-    if (weighted) sink(z, at, step, end);
+  }
+
+  // Look for the top, or NaN if there is one, where it was not found yet.
+  template <int N> DEVICE void find(const R (&z)[N], i64 at, i64 step) {
+    if (place != NOWHERE) return;
+#pragma unroll
+    for (int k = N - 1; k >= 0; k--)
+      if (z[k] == top || z[k] != z[k]) place = at + k * step;
   }
 
   DEVICE void raise(R high) {
+    if (!(high > top || (high != high && top == top))) return;
     lower_ties();
     if (scale * (high - base) > 8) move(high);
+    sink_by(high);
     top = high;
+    place = NOWHERE;
   }
 
   // Count what equals the top among the entries below another one.
@@ -189,27 +241,36 @@ template <class R> struct Seen {
 
   DEVICE void rebase(R to) {
     below.times(exponential(scale * (base - to)));
-    if (heavy != 0) fall.add(heavy * (base - to));
     base = to;
   }
 
+  // The top, or a number where there is none yet.
+  DEVICE R level() const { return greater(top, lowest(R())); }
+
   // No share of a class that is impossible costs nothing: 0·-inf is 0.
   template <int N> DEVICE void sink(const R (&z)[N], i64 at, i64 step, i64 end) {
-    R part = 0;
+    R part = 0, weights = 0;
 #pragma unroll
     for (int k = 0; k < N; k++) {
       const i64 j = at + k * step;
-      const R w = j < end ? weight[j] : R(0), depth = z[k] - base;
+      const R w = j < end ? weight[j] : R(0), depth = z[k] - level();
       part += w == 0 && depth == -endless<R>() ? R(0) : w * depth;
-      heavy += w;
+      weights += w;
     }
     fall.add(part);
+    heavy.add(weights);
+  }
+
+  // All that was seen lies deeper below another top.
+  DEVICE void sink_by(R high) {
+    if (heavy.value() != 0) fall.add(heavy.value() * (level() - high));
   }
 
   // See all of it from the top of the whole row.
   DEVICE void finish(R row_top) {
     if (top != row_top) lower_ties();
     move(row_top);
+    sink_by(row_top);
   }
 };
 
@@ -243,21 +304,11 @@ template <class S> DEVICE i64 ragged(const S* row, i64 classes) {
   return head < classes ? head : classes;
 }
 
-struct Adding {
-  template <class T> DEVICE T operator()(T a, T b) const { return a + b; }
-};
-struct Greatest {
-  template <class T> DEVICE T operator()(T a, T b) const { return greater(a, b); }
-};
-struct Least {
-  template <class T> DEVICE T operator()(T a, T b) const { return b < a ? b : a; }
-};
-
 // Join what the threads of a block have; all of them get the result. Their warps are 1, 2, 4 or 8.
 template <class T, class Join> DEVICE T of_block(T x, Join join) {
   __shared__ T parts[8];
   const u32 warps = blockDim.x / 32;
-  for (int apart = 16; apart; apart /= 2) x = join(x, __shfl_xor_sync(~0u, x, apart));
+  x = Team<true>::all(x, join);
   if (warps == 1) return x;
   __syncthreads();  // the parts of the call before have been read
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
@@ -268,9 +319,10 @@ template <class T, class Join> DEVICE T of_block(T x, Join join) {
 }
 
 // Take a row's classes at, at + step, ... below `end`, N at once.
-template <int N, class S, class R>
-DEVICE void take_apart(Seen<R>& seen, const S* z, i64 class_step, i64 at, i64 end, i64 step) {
-  for (; at < end; at += N * step) {
+template <int N, class S, class R, bool TOGETHER>
+DEVICE void take_apart(Seen<R, TOGETHER>& seen, const S* z, i64 class_step, i64 at, i64 end,
+                       i64 step) {
+  for (; at - Team<TOGETHER>::before() < end; at += N * step) {
     R values[N];
 #pragma unroll
     for (int k = 0; k < N; k++) {
@@ -286,27 +338,37 @@ enum { FLIGHT = 4 };
 
 // Take `count` vectors of a row from a class on whose memory is aligned.
 template <class S, class R>
-DEVICE void take_vectors(Seen<R>& seen, const S* z, i64 begin, i64 count) {
+DEVICE void take_vectors(Seen<R, true>& seen, const S* z, i64 begin, i64 count) {
   constexpr int N = 16 / sizeof(S);
-  for (i64 start = threadIdx.x; start < count; start += FLIGHT * blockDim.x) {
+  const i64 before = Team<true>::before();
+  for (i64 start = threadIdx.x; start - before < count; start += FLIGHT * blockDim.x) {
     Vector v[FLIGHT];
 #pragma unroll
     for (int u = 0; u < FLIGHT; u++) {
       const i64 i = start + u * blockDim.x;
-      if (i < count) v[u] = load((const Vector*)(z + begin) + i);
+      v[u] = i < count ? load((const Vector*)(z + begin) + i) : impossible(S());
     }
 #pragma unroll
     for (int u = 0; u < FLIGHT; u++) {
       const i64 i = start + u * blockDim.x, at = begin + i * N;
-      if (i >= count) break;
+      if (i - before >= count) break;
       S entries[N];
       R values[N];
       memcpy(entries, &v[u], 16);
 #pragma unroll
       for (int k = 0; k < N; k++) values[k] = widen(entries[k]);
-      seen.take(values, at, 1, at + N);
+      seen.take(values, at, 1, begin + count * N);
     }
   }
+}
+
+// Take what lies before the vectors and after them: fewer classes than two vectors have.
+template <class S, class R>
+DEVICE void take_ends(Seen<R, true>& seen, const S* z, i64 head, i64 tail, i64 classes) {
+  if (threadIdx.x >= 32) return;
+  const i64 j = threadIdx.x < head ? threadIdx.x : tail + (threadIdx.x - head);
+  const R values[1] = {j < classes ? R(widen(z[j])) : -endless<R>()};
+  seen.take(values, j, 0, classes);
 }
 
 template <class S, class R>
@@ -315,15 +377,17 @@ DEVICE void wide_stats(Rows<const S> rows, i64, i64 classes, R scale, Numbers<R>
   constexpr int N = 16 / sizeof(S);
   const i64 row = blockIdx.x, step = rows.class_step, thread = threadIdx.x, threads = blockDim.x;
   const S* z = rows[row];
-  const i64 head = step == 1 ? ragged(z, classes) : classes;
-  const i64 vectors = (classes - head) / N, tail = head + vectors * N;
-  Seen<R> seen(scale, weight, found.even != nullptr);
-  take_apart<N>(seen, z, step, thread, head, threads);
-  take_vectors(seen, z, head, vectors);
-  take_apart<N>(seen, z, step, tail + thread, classes, threads);
+  Seen<R, true> seen(scale, weight, found.even != nullptr, found.place != nullptr);
+  if (step == 1) {
+    const i64 head = ragged(z, classes), vectors = (classes - head) / N;
+    take_vectors(seen, z, head, vectors);
+    take_ends(seen, z, head, head + vectors * N, classes);
+  } else {
+    take_apart<N>(seen, z, step, thread, classes, threads);
+  }
   const R top = of_block(seen.top, Greatest());
   const bool leads = seen.top == top || (top != top && seen.top != seen.top);
-  const i64 place = found.place ? of_block(leads ? seen.place : classes, Least()) : 0;
+  const i64 place = seen.placed ? of_block(leads ? seen.place : NOWHERE, Least()) : 0;
   seen.finish(top);
   const R below = of_block(seen.below.value(), Adding());
   const u32 ties = of_block(seen.ties, Adding());
@@ -338,7 +402,7 @@ DEVICE void lane_stats(Rows<const S> rows, i64 count, i64 classes, R scale, Numb
   const i64 row = (i64)blockIdx.x * blockDim.x + threadIdx.x, step = rows.class_step;
   if (row >= count) return;
   const S* z = rows[row];
-  Seen<R> seen(scale, weight, found.even != nullptr);
+  Seen<R, false> seen(scale, weight, found.even != nullptr, found.place != nullptr);
   take_apart<8>(seen, z, step, 0, classes, 1);
   seen.finish(seen.top);
   found.put(row, widen(z[found.index[row] * step]), scale, seen.top, seen.below.value(), seen.ties,
