@@ -225,6 +225,14 @@ def torch_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+@nox.session(venv_backend="none")
+def gpu_bench(session: nox.Session) -> None:
+    """Time the kernels of a GPU beside other losses, with this very Python as it is."""
+    if not (cupy_gpu() or torch_gpu()):
+        session.skip("no GPU that CuPy or torch can use")
+    session.run(sys.executable, "benchmarks/cuda.py", *session.posargs)
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure time and memory beside the libraries' own losses, and make the page of them."""
