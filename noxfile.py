@@ -190,21 +190,28 @@ def build(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def gpu(session: nox.Session) -> None:
-    """Run the tests on CuPy and torch CUDA with this very Python; nothing is installed."""
+    """Run the tests on CuPy and torch CUDA with this very Python; nothing is installed.
+
+    Where compute-sanitizer is, it watches the kernels' reads and writes of memory.
+    """
     found = [library for library, there in (("cupy", cupy_gpu), ("torch", torch_gpu)) if there()]
     if not found:
         session.skip("no GPU that CuPy or torch can use")
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        session.warn("compute-sanitizer is not installed: memory is not watched")
     for library in found:
-        session.run(
-            sys.executable,
-            "-m",
-            "pytest",
-            "tests",
-            "--array-api-backend",
-            library,
-            *session.posargs,
-            env={**os.environ, "XENT_DEVICE": "cuda"},
-        )
+        pytest = (sys.executable, "-m", "pytest", "--array-api-backend", library)
+        on_gpu = {**os.environ, "XENT_DEVICE": "cuda"}
+        session.run(*pytest, "tests", *session.posargs, env=on_gpu)
+        if sanitizer is None:
+            continue
+        few = ("tests/test_gpu.py", "-k", "test_statistics or test_gradients")
+        # What torch keeps of freed memory would hide who reads beyond an array.
+        freeing = {**on_gpu, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        for tool in ("memcheck", "racecheck"):
+            watch = (sanitizer, "--tool", tool, "--report-api-errors=no", "--error-exitcode=1")
+            session.run(*watch, *pytest, *few, env=freeing)
 
 
 def cupy_gpu() -> bool:
