@@ -51,8 +51,11 @@ class Kept(NamedTuple):
 
 
 def value(batch: Batch) -> Result:
-    """Evaluate the loss, and statistics where the options ask for them."""
-    batch = laid_out(batch)
+    """Evaluate the loss, and statistics where the options ask for them.
+
+    A library that differentiates must see operations of its own, and no kernel.
+    """
+    batch = laid_out(batch._replace(kernels=None) if batch.differentiable else batch)
     with batch.backend.quiet():
         outcome = _of_all(batch, _plan(batch))
         return result_of(batch, outcome, outcome.counts, None)

@@ -40,7 +40,7 @@ def value(batch: Batch) -> Result:
         and forward_ad._current_level < 0
     )
     if not plain:
-        return _evaluate.value(batch._replace(kernels=None))
+        return _evaluate.value(batch)
     loss = _Loss.apply(batch.logits, batch)  # type: ignore[no-untyped-call]
     return Result(loss, None, None)
 
@@ -132,7 +132,7 @@ def _derived(batch: Batch, grad_loss: torch.Tensor) -> torch.Tensor:
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         alias = batch.logits.view_as(batch.logits)  # the hooks of the logits run once, outside
-        loss = _evaluate.value(batch._replace(logits=alias, kernels=None)).loss
+        loss = _evaluate.value(batch._replace(logits=alias)).loss
         (grad,) = torch.autograd.grad(loss, alias, grad_loss, create_graph=again)
     derived: torch.Tensor = grad
     return derived
