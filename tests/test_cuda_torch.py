@@ -300,6 +300,21 @@ def test_no_kernel_where_values_cannot_be_seen(launches):
     assert names(launches) == [STATS]
 
 
+def test_calls_alike_are_read_by_what_serves_each(launches):
+    """What was checked of one call tells nothing of the kernels of the next."""
+    logits, target = problem()
+    raw = torch.zeros(logits.nbytes + 1, dtype=torch.uint8)
+    odd = torch.frombuffer(raw.numpy(), dtype=torch.float32, offset=1, count=logits.numel())
+    odd = odd.view_as(logits).copy_(logits.detach())
+    with torch.no_grad():
+        for z, served in ((logits, True), (odd, False), (logits, True)):
+            loss = cross_entropy(z, target)
+            assert names(launches) == [STATS] * served
+            with _kernels.disabled():
+                torch.testing.assert_close(cross_entropy(z, target), loss)
+            assert names(launches) == []
+
+
 def test_the_report_names_what_serves(launches, monkeypatch):
     assert served_by(torch, device="cpu") == "kernels compiled by NVRTC"
     monkeypatch.setattr(torch.version, "cuda", "13.0")
