@@ -237,7 +237,7 @@ def gpu_bench(session: nox.Session) -> None:
     """Time the kernels of a GPU beside other losses, with this very Python as it is."""
     if not (cupy_gpu() or torch_gpu()):
         session.skip("no GPU that CuPy or torch can use")
-    session.run(sys.executable, "benchmarks/cuda.py", *session.posargs)
+    session.run(sys.executable, "benchmarks/gpu.py", *session.posargs)
 
 
 @nox.session

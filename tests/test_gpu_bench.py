@@ -11,12 +11,12 @@ from arrays import BENCHMARKS
 
 pytestmark = pytest.mark.library("torch")
 
-SCRIPT = BENCHMARKS / "cuda.py"
+SCRIPT = BENCHMARKS / "gpu.py"
 
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("cuda_benchmark", SCRIPT)
+    spec = importlib.util.spec_from_file_location("gpu_benchmark", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

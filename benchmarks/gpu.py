@@ -1,6 +1,6 @@
 """Time the kernels of a GPU beside a copy of its memory and the losses of others.
 
-``python benchmarks/cuda.py`` takes torch and CuPy, whichever has a GPU, and those of the other
+``python benchmarks/gpu.py`` takes torch and CuPy, whichever has a GPU, and those of the other
 losses that are installed. It prints what it measures, and puts the tables on the page of array
 libraries; ``--quick`` measures less, and leaves the page alone. Without a GPU nothing is measured.
 """
