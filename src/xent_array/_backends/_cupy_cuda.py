@@ -40,4 +40,6 @@ def empty(shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
 
 
 def line(x: Array, shape: tuple[int, ...]) -> Array:
+    if x.shape == shape and x.flags.c_contiguous:  # mostly
+        return x
     return cp.ascontiguousarray(cp.broadcast_to(x, shape))

@@ -41,4 +41,6 @@ def empty(shape: tuple[int, ...], dtype: Any, like: torch.Tensor) -> torch.Tenso
 
 
 def line(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    if x.shape == shape and x.is_contiguous() and not x.is_neg():  # mostly
+        return x
     return x.detach().broadcast_to(shape).resolve_neg().contiguous()
