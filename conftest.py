@@ -113,17 +113,26 @@ def xp(request):
     return namespace
 
 
-@pytest.fixture(params=["1 row", "3 rows", "100 rows", "3 rows of 4 classes"])
-def tile_rows(request, monkeypatch):
-    """What a tile of float64 logits may be, of as many classes as the test's module says."""
+@pytest.fixture
+def set_tile_bytes(monkeypatch):
+    """Say how large a tile of logits is, whatever memory it lies in."""
     tiles = importlib.import_module("xent_array._tiles")
+
+    def set_to(size):
+        monkeypatch.setattr(tiles, "TILE_BYTES", dict.fromkeys(tiles.TILE_BYTES, size))
+
+    return set_to
+
+
+@pytest.fixture(params=["1 row", "3 rows", "100 rows", "3 rows of 4 classes"])
+def tile_rows(request, monkeypatch, set_tile_bytes):
+    """What a tile of float64 logits may be, of as many classes as the test's module says."""
     rows, *slabs = map(int, filter(str.isdigit, request.param.split()))
-    tile = 8 * rows * request.module.C
     if slabs:
-        tile = 8  # no row is that small
+        tiles = importlib.import_module("xent_array._tiles")
         monkeypatch.setattr(tiles, "SLAB_ROWS", rows)
         monkeypatch.setattr(tiles, "SLAB_BYTES", 8 * rows * slabs[0])
-    monkeypatch.setattr(tiles, "TILE_BYTES", tile)
+    set_tile_bytes(8 if slabs else 8 * rows * request.module.C)  # no row is as small as 8 bytes
 
 
 @pytest.fixture

@@ -32,6 +32,9 @@ BACKENDS = [nox.param(name, id=name) for name in NAMESPACES]
 #: The libraries whose arrays are read by kernels, where numba is installed.
 KERNELS_SERVE = ("numpy", "torch")
 
+#: What else the tests of a library need: NumPy's bring those of the CUDA kernels, without a GPU.
+FURTHER = {"numpy": ("cuda",)}
+
 #: Warnings are errors, but for torch's own where there is no NumPy beside it.
 WARNINGS = ("-W", "error", "-W", "ignore:Failed to initialize NumPy:UserWarning")
 
@@ -79,7 +82,7 @@ def tests(session: nox.Session, backend: str) -> None:
 
     Where kernels serve the library, the array code that they stand for is tested as well.
     """
-    install(session, "suite", backend)
+    install(session, "suite", backend, *FURTHER.get(backend, ()))
     library = backend.replace("-", "_")
     # As many processes as processors, and no threads in them, which would get in each other's way.
     parallel = ("-n", "auto", "--dist", "worksteal")
@@ -194,21 +197,28 @@ def build(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def gpu(session: nox.Session) -> None:
-    """Run the tests on CuPy and torch CUDA with this very Python; nothing is installed."""
+    """Run the tests on CuPy and torch CUDA with this very Python; nothing is installed.
+
+    Where compute-sanitizer is, it watches the kernels' reads and writes of memory.
+    """
     found = [library for library, there in (("cupy", cupy_gpu), ("torch", torch_gpu)) if there()]
     if not found:
         session.skip("no GPU that CuPy or torch can use")
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        session.warn("compute-sanitizer is not installed: memory is not watched")
     for library in found:
-        session.run(
-            sys.executable,
-            "-m",
-            "pytest",
-            "tests",
-            "--array-api-backend",
-            library,
-            *session.posargs,
-            env={**os.environ, "XENT_DEVICE": "cuda"},
-        )
+        pytest = (sys.executable, "-m", "pytest", "--array-api-backend", library)
+        on_gpu = {**os.environ, "XENT_DEVICE": "cuda"}
+        session.run(*pytest, "tests", *session.posargs, env=on_gpu)
+        if sanitizer is None:
+            continue
+        few = ("tests/test_gpu.py", "-k", "test_statistics or test_gradients")
+        # What torch keeps of freed memory would hide who reads beyond an array.
+        freeing = {**on_gpu, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        for tool in ("memcheck", "racecheck"):
+            watch = (sanitizer, "--tool", tool, "--report-api-errors=no", "--error-exitcode=1")
+            session.run(*watch, *pytest, *few, env=freeing)
 
 
 def cupy_gpu() -> bool:
@@ -227,6 +237,14 @@ def torch_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@nox.session(venv_backend="none")
+def gpu_bench(session: nox.Session) -> None:
+    """Time the kernels of a GPU beside other losses, with this very Python as it is."""
+    if not (cupy_gpu() or torch_gpu()):
+        session.skip("no GPU that CuPy or torch can use")
+    session.run(sys.executable, "benchmarks/gpu.py", *session.posargs)
 
 
 @nox.session

@@ -7,7 +7,6 @@ import pytest
 
 import xent_array
 from test_linear import FEATURES, LINEAR_BIAS, LINEAR_WEIGHT, OPTIONS, TARGET, C
-from xent_array import _tiles
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
@@ -69,8 +68,8 @@ def test_every_transform(reduction):
         np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-12)
 
 
-def test_numerical_derivatives(monkeypatch):
-    monkeypatch.setattr(_tiles, "TILE_BYTES", 8 * C * 3)
+def test_numerical_derivatives(set_tile_bytes):
+    set_tile_bytes(8 * C * 3)
 
     def loss(*parts):  # checks are made with NumPy's arrays
         return ours(*map(jnp.asarray, parts), jnp.asarray(WEIGHT), 0.1)
@@ -80,9 +79,9 @@ def test_numerical_derivatives(monkeypatch):
 
 @pytest.mark.parametrize("transform", [jax.value_and_grad, jax.grad])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_three_products(monkeypatch, transform, reduction):
+def test_three_products(set_tile_bytes, transform, reduction):
     """Logits and two gradients, within one loop: nothing is made again."""
-    monkeypatch.setattr(_tiles, "TILE_BYTES", 8 * C * 3)
+    set_tile_bytes(8 * C * 3)
     loss = functools.partial(xent_array.linear_cross_entropy, reduction=reduction)
     step = transform(loss, argnums=(0, 1))
     arguments = jnp.zeros((6, 4)), jnp.zeros((C, 4)), jnp.zeros(6, jnp.int64)
@@ -90,19 +89,19 @@ def test_three_products(monkeypatch, transform, reduction):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_weights_are_summed_in_float32(monkeypatch, dtype):
+def test_half_weights_are_summed_in_float32(set_tile_bytes, dtype):
     """Of many tiles; a half sum would stand still long before the end."""
     rows = 4096
-    monkeypatch.setattr(_tiles, "TILE_BYTES", 4 * 2)
+    set_tile_bytes(4 * 2)
     features, weight = jnp.ones((rows, 1), dtype), jnp.zeros((2, 1), dtype)
     loss = functools.partial(xent_array.linear_cross_entropy, reduction="sum")
     grad = jax.grad(loss, argnums=1)(features, weight, jnp.zeros(rows, jnp.int64))
     np.testing.assert_array_equal(grad.astype("float64"), [[-rows / 2], [rows / 2]])
 
 
-def test_memory_is_a_tiles(monkeypatch):
+def test_memory_is_a_tiles(set_tile_bytes):
     """Of loss and gradient by all parts: sixteen times the rows take a few tiles, no more."""
-    monkeypatch.setattr(_tiles, "TILE_BYTES", 1 << 20)
+    set_tile_bytes(1 << 20)
 
     def temporaries(rows):
         x, w = jnp.zeros((rows, 8), jnp.float32), jnp.zeros((1000, 8), jnp.float32)

@@ -24,7 +24,6 @@ from test_linear import (
     arrays,
     by_hand,
 )
-from xent_array import _tiles
 
 from arrays import to_numpy
 
@@ -159,9 +158,9 @@ def assert_all_close(ours, theirs):
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @TARGETS
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
-def test_every_mode(monkeypatch, mode, options, target):
+def test_every_mode(set_tile_bytes, mode, options, target):
     """Each gives what it gives of the logits held, in tiles of three rows, the last of one."""
-    monkeypatch.setattr(_tiles, "TILE_BYTES", 8 * C * 3)
+    set_tile_bytes(8 * C * 3)
     for reduction in ("mean", "none"):
         ours, theirs = both_ways(target, reduction=reduction, **options)
         assert_all_close(mode(ours, leaves(*PARTS)), mode(theirs, leaves(*PARTS)))
@@ -206,8 +205,8 @@ COMPILED = {
 @pytest.mark.parametrize(("mode", "more"), COMPILED.values(), ids=COMPILED)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_compiled(monkeypatch, mode, more, options):
-    monkeypatch.setattr(_tiles, "TILE_BYTES", 8 * C * 3)
+def test_compiled(set_tile_bytes, mode, more, options):
+    set_tile_bytes(8 * C * 3)
     for reduction in ("mean",) if "denominator" in more else ("mean", "none"):
         ours, theirs = both_ways(TARGET, **{"reduction": reduction, **options, **more})
         compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
@@ -302,10 +301,10 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("mode", [backward, *MODES.values()], ids=["backward", *MODES])
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
-def test_nothing_is_as_large_as_the_logits(monkeypatch, mode, reduction):
+def test_nothing_is_as_large_as_the_logits(set_tile_bytes, mode, reduction):
     """Neither made on the way nor kept for backward, but where torch asks for a batch of each."""
     rows, classes = 12, 1000
-    monkeypatch.setattr(_tiles, "TILE_BYTES", 8 * classes * 3)
+    set_tile_bytes(8 * classes * 3)
     target = np.zeros(rows, dtype=np.int64)
     parts = leaves(*(RNG.normal(size=size) for size in [(rows, 2), (classes, 2), (classes,)]))
     with Largest() as seen:

@@ -129,3 +129,4 @@ def test_the_module_reports_what_serves_each_library():
         elif library.arrays != "CUDA":
             assert re.search("portable array code|kernels|chunk by chunk", lines[library.name])
             assert lines[library.name].endswith("right")
+    assert ("torch" in lines) == ("torch," in lines), "of torch, a GPU's memory has a line too"

@@ -24,6 +24,9 @@ LOGITS = [
     [0.1, 0.2, 0.4, 0.8],
 ]
 
+#: The libraries have a line for each kind of memory; where their arrays are traced is not one.
+MEMORY = ("CPU", "CUDA", "lazy")
+
 #: The spacing of numbers above 1, by the dtype that a library makes of Python's floats.
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23}
 
@@ -44,8 +47,7 @@ def main() -> int:
         f"xent_array {xent_array.__version__}, array-api-compat {compat}, "
         f"Python {platform.python_version()}\n"
     )
-    libraries = {library.name: library for library in reversed(LIBRARIES)}
-    reports = [report(library) for library in LIBRARIES if libraries[library.name] is library]
+    reports = [report(library) for library in LIBRARIES if library.arrays in MEMORY]
     table = [Report("library", "version", "served by", "tutorial"), *reports]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
@@ -55,33 +57,37 @@ def main() -> int:
 
 def report(library: Library) -> Report:
     """Look at one library, if it is installed."""
+    on_gpu = library.arrays == "CUDA"
+    device = {"device": "cuda"} if on_gpu and library.name == "torch" else {}
+    name = f"{library.name}, CUDA" if device else library.name
     if importlib.util.find_spec(library.namespace.partition(".")[0]) is None:
-        return Report(library.name, "-", "not installed", "-")
+        return Report(name, "-", "not installed", "-")
     xp = importlib.import_module(library.namespace)
     version = importlib.import_module(library.name).__version__
-    if library.arrays == "CUDA" and not xp.is_available():
-        return Report(library.name, version, "no GPU", "-")
-    return Report(library.name, version, served_by(xp), check_tutorial(xp))
+    if on_gpu and not xp.cuda.is_available():
+        return Report(name, version, "no GPU", "-")
+    return Report(name, version, served_by(xp, **device), check_tutorial(xp, **device))
 
 
-def served_by(xp: ModuleType) -> str:
+def served_by(xp: ModuleType, **device: str) -> str:
     """Name what evaluates arrays of a library, and why nothing faster does."""
-    sample = xp.zeros((1,))
+    sample = xp.zeros((1,), **device)
     backend = backend_of("sample", sample)
     evaluator = backend.evaluator(sample)
+    seen = sample if evaluator is backend else evaluator.xp.zeros((1,))
     threads = f", {evaluator.threads()} threads" if evaluator.threads() > 1 else ""
-    why_not = evaluator.why_no_kernels()
-    if why_not is None and evaluator.kernels(evaluator.xp.zeros((1,))) is not None:
-        return f"kernels compiled by numba{threads}"
+    why_not, kernels = evaluator.why_no_kernels(seen), evaluator.kernels(seen)
+    if kernels is not None:
+        return f"kernels compiled by {kernels.compiler}{threads}"
     budget = budget_of(evaluator, backend.cut_as(sample), differentiable=False)
     blocks = f", blocks of {budget >> 20} MiB" if budget and not backend.chunked else ""
     return f"{evaluator.engine}{blocks}{threads}" + (f" (no kernels: {why_not})" if why_not else "")
 
 
-def check_tutorial(xp: ModuleType) -> str:
+def check_tutorial(xp: ModuleType, **device: str) -> str:
     """Compare the tutorial's four losses with Python's own arithmetic."""
-    logits = xp.asarray(LOGITS)
-    losses = xent_array.cross_entropy(logits, xp.asarray([0, 1, 2, 3]), reduction="none")
+    logits, target = xp.asarray(LOGITS, **device), xp.asarray([0, 1, 2, 3], **device)
+    losses = xent_array.cross_entropy(logits, target, reduction="none")
     exact = [
         math.log(math.fsum(map(math.exp, row))) - row[label] for label, row in enumerate(LOGITS)
     ]

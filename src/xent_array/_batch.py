@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from xent_array._arguments import Library
 from xent_array._backends import Memory, Standard, backend_of
 from xent_array._blocks import LOOK, row_blocks
+from xent_array._kernels import Kernels
 from xent_array._namespace import Array
 from xent_array._options import DEFAULTS, OnEmpty, Options, Reduction, holds_arrays
 from xent_array._rows import class_axis, classes_last, row_factors, row_mask
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
     grad_output: Array | None  # one factor per row
     logits: Array  # as the caller has them, until `laid_out`
     target: Target
-    kernels: ModuleType | None  # what reads the rows; None: array code
+    kernels: Kernels | None  # what reads the rows; None: array code
 
 
 def gather(
@@ -261,7 +261,7 @@ def arrays_of(batch: Batch) -> Arrays:
 
 
 def _with_arrays(
-    batch: Batch, arrays: Arrays, library: tuple[Any, ...], kernels: ModuleType | None
+    batch: Batch, arrays: Arrays, library: tuple[Any, ...], kernels: Kernels | None
 ) -> Batch:
     """The same call on other arrays, those of a library as the first fields of a batch tell it."""
     logits, column, weight, smoothing, *others = arrays
@@ -304,7 +304,7 @@ def with_kernels(batch: Batch) -> Batch:
 
 def _kernels_for(
     backend: Standard, logits: Array, target: Target, softcap: float | None, scale: Scalar
-) -> ModuleType | None:
+) -> Kernels | None:
     """What reads rows of logits: kernels know class indices, and a scale below the top."""
     if softcap is not None or type(scale) is not float or scale <= 0.0:
         return None

@@ -51,8 +51,11 @@ class Kept(NamedTuple):
 
 
 def value(batch: Batch) -> Result:
-    """Evaluate the loss, and statistics where the options ask for them."""
-    batch = laid_out(batch)
+    """Evaluate the loss, and statistics where the options ask for them.
+
+    A library that differentiates must see operations of its own, and no kernel.
+    """
+    batch = laid_out(batch._replace(kernels=None) if batch.differentiable else batch)
     with batch.backend.quiet():
         outcome = _of_all(batch, _plan(batch))
         return result_of(batch, outcome, outcome.counts, None)
@@ -128,10 +131,10 @@ def _room_for_gradient(batch: Batch) -> Array:
 
 
 def _plan(batch: Batch) -> Plan:
-    if batch.kernels is not None:
-        budget: int | None = BLOCK_BYTES["kernel"]
-    else:
+    if batch.kernels is None:
         budget = budget_of(batch.backend, batch.memory, differentiable=batch.differentiable)
+    else:  # a GPU shares rows by itself, in one block of them
+        budget = None if batch.memory == "device" else BLOCK_BYTES["kernel"]
     itemsize = batch.backend.itemsize(batch.compute_dtype)
     cut = plan(batch.shape, batch.classes, itemsize, budget)
     if len(cut.slabs) > 1 and (batch.backend.maps_rows or batch.kernels is not None):

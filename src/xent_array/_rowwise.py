@@ -94,12 +94,13 @@ def read_slab(
 def _read_by_kernel(batch: Batch, z: Array, rows: IndexRows, classes: slice) -> tuple[Slab, Glance]:
     """Read whole rows by a kernel."""
     assert batch.kernels is not None
-    q, weight = rows.q, None
-    if q.is_smooth:  # the share first: what falls by 10^36 times 1000 classes is beyond float32
-        ones = batch.backend.xp.ones((z.shape[-1],), dtype=batch.compute_dtype)
-        weight = (q.smoothing / q.classes) * (ones if q.weight is None else q.weight)
     top, rest, picked, fall, place = batch.kernels.row_stats(
-        z, rows.index, weight, batch.logit_scale, batch.compute_dtype, place=batch.return_stats
+        z,
+        rows.index,
+        rows.q.even_share(),
+        batch.logit_scale,
+        batch.compute_dtype,
+        place=batch.return_stats,
     )
     seen = Glance(top, rest, picked, fall)
     numbers = FourNumbers(top, rest, *rows.weigh(seen, classes))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from xent_array._backends import Memory
 from xent_array._batch import Batch
 from xent_array._blocks import Assembly
 from xent_array._engines import evaluate, evaluate_with_grad
@@ -22,13 +23,16 @@ from xent_array._rowwise import Reading, Slab, conclude, merge_slabs, read_slab,
 from xent_array._slopes import NOTHING, Slopes, Wanted, logits_of
 from xent_array._stats import fold
 
-#: Bytes of the logits of a tile: products of few rows are slow, many rows take memory. More than
-#: the 32 MiB up to which glibc fits arrays into its heap, between whatever else lies there.
-TILE_BYTES = 1 << 26
+#: Bytes of the logits of a tile, in the compute dtype, per kind of memory: products of few rows are
+#: slow, many rows take memory. On the "host" more than the 32 MiB up to which glibc puts arrays in
+#: its heap, between whatever else lies there. On a "device" the sum of the projection's gradient,
+#: gigabytes of a large vocabulary, is read and written for every tile, so a few of them are best;
+#: how large they should be was not measured on one.
+TILE_BYTES: dict[Memory, int] = {"host": 1 << 26, "opaque": 1 << 26, "device": 1 << 30}
 
 #: Rows wider than a tile are cut into slabs of their classes, of so many rows and bytes: the whole
 #: weight is read for each run of rows, and array code holds a few arrays as large as a slab.
-SLAB_ROWS, SLAB_BYTES = 256, TILE_BYTES // 4
+SLAB_ROWS, SLAB_BYTES = 256, 1 << 24
 
 
 def evaluate_tiles(call: Projected, wanted: Wanted = NOTHING) -> tuple[Result, Parts]:
@@ -107,13 +111,13 @@ def tile_of_columns(batch: Batch, parts: Parts, columns: Columns) -> Batch:
 
 def tiles(batch: Batch) -> list[slice]:
     """Cut the rows of a flattened batch by the budget."""
-    return _runs(batch.shape[0], TILE_BYTES // _row_bytes(batch))
+    return _runs(batch.shape[0], TILE_BYTES[batch.memory] // _row_bytes(batch))
 
 
 def tiles_and_slabs(batch: Batch) -> tuple[list[slice], list[slice]]:
     """The same, and into which slabs the classes are cut."""
     (rows,), row_bytes = batch.shape, _row_bytes(batch)
-    if row_bytes <= TILE_BYTES or rows == 0:
+    if row_bytes <= TILE_BYTES[batch.memory] or rows == 0:
         return tiles(batch), [slice(0, batch.classes)]
     width = SLAB_BYTES * batch.classes // (row_bytes * min(rows, SLAB_ROWS))
     return _runs(rows, SLAB_ROWS), _runs(batch.classes, width)

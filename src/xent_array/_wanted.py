@@ -32,6 +32,20 @@ class Smoothing(NamedTuple):
     def weight_of(self, classes: slice) -> Array | None:
         return None if self.weight is None else self.weight[classes]
 
+    def even_share(self) -> Array | float | None:
+        """What smoothing gives to each class, or one number for all; None: nothing.
+
+        The share first: what falls by 10^36 times 1000 classes is beyond float32.
+        """
+        if not self.is_smooth:
+            return None
+        share = self.smoothing / self.classes
+        if self.weight is not None:
+            return share * self.weight
+        if isinstance(share, float):
+            return share
+        return self.backend.xp.broadcast_to(share, (self.classes,))
+
     def even_mass(self, classes: slice) -> Scalar:
         """What smoothing gives to the classes of a slab together."""
         share, weight = self.smoothing / self.classes, self.weight_of(classes)

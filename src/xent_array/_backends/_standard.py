@@ -6,9 +6,9 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any, Literal
 
+from xent_array._kernels import Kernels
 from xent_array._namespace import Array
 
 #: Where the values of an array lie: "host" and "device" are looped over in blocks sized for that
@@ -21,8 +21,9 @@ HALF = ("float16", "bfloat16")
 #: A context that changes nothing, for any number of threads.
 NOTHING = contextlib.nullcontext()
 
-#: Bytes of a matrix that is made to be used at once, small enough to stay in cache.
-PIECE_BYTES = 1 << 23
+#: Bytes of a matrix that is made to be used at once, per kind of memory: few enough to stay in a
+#: processor's cache. A "device" needs more to be busy; how much was not measured on one.
+PIECE_BYTES: dict[Memory, int] = {"host": 1 << 23, "opaque": 1 << 23, "device": 1 << 28}
 
 
 class Standard:
@@ -85,12 +86,12 @@ class Standard:
         """Whether Python may look at values in passing: host memory, data-dependent indexing."""
         return False
 
-    def kernels(self, x: Array) -> ModuleType | None:
+    def kernels(self, x: Array) -> Kernels | None:
         """What reads rows of `x` in the place of array code, if anything does."""
         return None
 
-    def why_no_kernels(self) -> str | None:
-        """Why array code reads rows that kernels could; None: they do, or there are none."""
+    def why_no_kernels(self, x: Array) -> str | None:
+        """Why array code reads rows of `x` that kernels could; None: they do, or there are none."""
         return None
 
     def evaluator(self, x: Array) -> Standard:
@@ -258,7 +259,7 @@ class Standard:
     def pieces(self, matrix: Array, dtype: Any) -> Iterator[slice]:
         """Runs of the rows of a matrix that are small in a dtype."""
         count, width = matrix.shape
-        step = max(1, PIECE_BYTES // max(1, width * self.itemsize(dtype)))
+        step = max(1, PIECE_BYTES[self.memory(matrix)] // max(1, width * self.itemsize(dtype)))
         for start in range(0, count, step):
             yield slice(start, min(start + step, count))
 

@@ -7,8 +7,11 @@ from typing import Any
 import cupy as cp
 import numpy as np
 
+from xent_array import _kernels
+from xent_array._backends import _cupy_cuda
 from xent_array._backends._numpy_dtypes import NumpyDtypes
 from xent_array._backends._standard import Memory
+from xent_array._kernels import Kernels
 from xent_array._namespace import Array
 
 
@@ -22,6 +25,13 @@ class Backend(NumpyDtypes):
 
     def memory(self, x: Array) -> Memory:
         return "device"
+
+    def kernels(self, x: Array) -> Kernels | None:
+        kernels = _kernels.for_cuda(_cupy_cuda)
+        return kernels if kernels is not None and kernels.serves(x) else None
+
+    def why_no_kernels(self, x: Array) -> str | None:
+        return _kernels.why_not_for_cuda(_cupy_cuda, x.device.id)
 
     def unwritable(self, x: Array) -> str | None:
         return self.shared(x.strides, x.shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from xent_array import _kernels, _threads
 from xent_array._backends._numpy_dtypes import NumpyDtypes
 from xent_array._backends._standard import Memory
+from xent_array._kernels import Kernels
 from xent_array._namespace import Array
 
 _PLAIN = frozenset((np.ndarray, np.memmap))
@@ -49,11 +49,11 @@ class Backend(NumpyDtypes):
     def memory(self, x: Array) -> Memory:
         return "host"
 
-    def kernels(self, x: Array) -> ModuleType | None:
+    def kernels(self, x: Array) -> Kernels | None:
         kernels = _kernels.for_host()
         return kernels if kernels is not None and kernels.serves(x) else None
 
-    def why_no_kernels(self) -> str | None:
+    def why_no_kernels(self, x: Array) -> str | None:
         return _kernels.why_not_for_host()
 
     def threads(self) -> int:

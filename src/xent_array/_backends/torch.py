@@ -10,9 +10,12 @@ import sys
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
-from xent_array._backends import backend_of
+from xent_array import _kernels
+from xent_array._backends import _torch_cuda, backend_of
 from xent_array._backends._standard import NOTHING, Memory, Standard
+from xent_array._kernels import Kernels
 from xent_array._namespace import Array
 
 _WORTH_A_LOOK = 1 << 12
@@ -64,6 +67,22 @@ class Backend(Standard):
                 if isinstance(x, torch.Tensor) and x.requires_grad:
                     return True
         return False
+
+    def kernels(self, x: Array) -> Kernels | None:
+        # What counts or records operations, or carries tangents, is to see torch's.
+        if not _torch_cuda.holds(x) or self.memory(x) != "device" or x.is_neg():
+            return None
+        if torch._C._len_torch_dispatch_stack() or forward_ad._current_level >= 0:
+            return None
+        kernels = _kernels.for_cuda(_torch_cuda)
+        return kernels if kernels is not None and kernels.serves(x) else None
+
+    def why_no_kernels(self, x: Array) -> str | None:
+        if not _torch_cuda.holds(x):  # that is NumPy's to tell
+            return None
+        if torch.version.cuda is None:
+            return "the GPU is not NVIDIA's"
+        return _kernels.why_not_for_cuda(_torch_cuda, x.get_device())
 
     def evaluator(self, x: Array) -> Standard:
         return borrowed(self.memory(x)) or self

@@ -1,8 +1,9 @@
 """torch: NumPy's evaluation of what lies in host memory, and a rule for plain backward.
 
 What torch holds on the CPU is memory that NumPy sees as well, without a copy: there its blocks are
-shared by threads, and kernels read them where there are any. Everywhere else, and in every mode of
-torch's but plain calls and plain backward, torch runs the array code of the loss.
+shared by threads, and kernels read them where there are any. CUDA memory has kernels of its own.
+Everywhere else, and in every mode of torch's but plain calls and plain backward, torch runs the
+array code of the loss.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.autograd import forward_ad
 
 from xent_array import _evaluate
 from xent_array._backends.torch import CONCRETE, borrowed, numpy_view
-from xent_array._batch import Arrays, Batch, apart, arrays_of, moved, together
+from xent_array._batch import Arrays, Batch, apart, arrays_of, moved, together, with_kernels
 from xent_array._evaluate import Kept, Result
 from xent_array._gradient import times_upstream
 from xent_array._namespace import Array
@@ -48,18 +49,25 @@ def value(batch: Batch) -> Result:
 def value_and_grad(batch: Batch) -> Result:
     """Evaluate the loss and its derivatives by the logits, constants to torch."""
     host, out = _in_numpy(batch), batch.out
-    if host is None or (out is not None and out.is_neg()):
+    if out is not None and out.is_neg():  # no one but torch knows of that
+        return _evaluate.value_and_grad(batch._replace(kernels=None))
+    if out is not None and (host is not None or batch.kernels is not None):
+        _tell_of_writing(out)
+    if host is None:
         return _evaluate.value_and_grad(batch)
     if out is None and _small(batch):
         room = host.backend.room(host.logits.shape, host.logits)  # in less time than torch's
         out = torch.from_numpy(room)
     else:
-        if out is None:
-            out = _room(batch)
-        elif not out.is_inference():
-            torch.autograd.graph.increment_version(out)  # NumPy writes, and torch must know
+        out = _room(batch) if out is None else out
         room = numpy_view(out)
     return _in_torch(batch, _evaluate.value_and_grad(host._replace(out=room)), out)
+
+
+def _tell_of_writing(out: torch.Tensor) -> None:
+    """Have torch know that a tensor is written to by something else."""
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)
 
 
 def _constant_value(batch: Batch) -> Result:
@@ -101,7 +109,7 @@ class _Loss(torch.autograd.Function):
             if grad_loss.is_cpu and math.isfinite(grad_loss.item()):
                 return grad * grad_loss, None
             return times_upstream(torch, grad, grad_loss), None
-        batch = together(ctx.batch, Arrays(*saved[4:]))
+        batch = with_kernels(together(ctx.batch, Arrays(*saved[4:])))
         if derived:
             return _derived(batch, grad_loss), None
         upstream = grad_loss.broadcast_to(batch.shape)[..., None]

@@ -11,11 +11,67 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from xent_array._namespace import Array
+
+if TYPE_CHECKING:
+    from xent_array._kernels import cuda
 
 #: The setting that switches kernels off.
 SETTING = "XENT_ARRAY_KERNELS"
 
 _disabled = 0
+
+
+class RowStats(NamedTuple):
+    """What a kernel finds in rows; class axes have length one."""
+
+    top: Array
+    rest: Array
+    picked: Array  # scale·(z - top) at the index
+    even: Array | None  # the sum of weight·scale·(z - top)
+    place: Array | None  # of the greatest logit, the lowest among ties
+
+
+class Kernels(Protocol):
+    """The two row primitives on the arrays of a library, in one kind of memory."""
+
+    @property
+    def compiler(self) -> str:
+        """What compiled them, in the words of ``python -m xent_array``."""
+
+    def row_stats(
+        self,
+        z: Array,
+        index: Array,
+        weight: Array | float | None,
+        scale: float,
+        dtype: Any,
+        *,
+        place: bool,
+    ) -> RowStats:
+        """Read rows of logits; `weight`, of each class or of all, and `place` if asked for."""
+
+    def row_grad(
+        self,
+        z: Array,
+        into: Array,
+        scale: float,
+        *,
+        top: Array,
+        pull: Array,
+        even: Array | float | None,
+        weight: Array | None,
+        index: Array,
+        chosen: Array,
+        kept: Array | None,
+    ) -> None:
+        """Write ``exp(scale·(z - top))·pull - even·weight``, and what is `chosen` at the index.
+
+        `even` may be one number for all rows; without a `weight` that of each class is 1. Rows that
+        are not kept become 0. `into` may be `z`; numbers of rows have a class axis of length one.
+        """
 
 
 def for_host() -> ModuleType | None:
@@ -28,17 +84,51 @@ def why_not_for_host() -> str | None:
     return "switched off" if _disabled else _host()[1]
 
 
+def for_cuda(producer: cuda.Producer) -> cuda.Kernels | None:
+    """The kernels for CUDA memory of a library, or None; `why_not_for_cuda` tells the reason."""
+    return None if _disabled else _cuda(producer)[0]
+
+
+def why_not_for_cuda(producer: cuda.Producer, device: int) -> str | None:
+    """Why no kernel serves the memory of a device, or None if one does."""
+    if _disabled:
+        return "switched off"
+    kernels, reason = _cuda(producer)
+    return reason if kernels is None else kernels.why_not(device)
+
+
 @functools.cache
 def _host() -> tuple[ModuleType | None, str | None]:
-    if os.environ.get(SETTING, "").lower() in ("0", "off", "false", "no"):
-        return None, f"{SETTING}={os.environ[SETTING]}"
-    if importlib.util.find_spec("numba") is None:
-        return None, "numba is not installed"
+    reason = _missing("numba")
+    if reason is not None:
+        return None, reason
     try:
         from xent_array._kernels import host as kernels
     except ImportError as error:  # a numba that does not go with this Python or NumPy
         return None, f"numba cannot be imported: {error}"
     return kernels, None
+
+
+@functools.cache
+def _cuda(producer: cuda.Producer) -> tuple[cuda.Kernels | None, str | None]:
+    reason = _missing("cuda.core")
+    if reason is not None:
+        return None, reason
+    try:
+        from xent_array._kernels import cuda, nvrtc
+    except ImportError as error:  # there are no bindings of a CUDA release beside it
+        return None, f"cuda.core cannot be imported: {error}"
+    return cuda.Kernels(producer, nvrtc), None
+
+
+def _missing(compiler: str) -> str | None:
+    if os.environ.get(SETTING, "").lower() in ("0", "off", "false", "no"):
+        return f"{SETTING}={os.environ[SETTING]}"
+    try:
+        found = importlib.util.find_spec(compiler) is not None
+    except ModuleNotFoundError:  # nor the package that it is a part of
+        found = False
+    return None if found else f"{compiler} is not installed"
 
 
 @contextlib.contextmanager

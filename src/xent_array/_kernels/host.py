@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from xent_array._kernels import _rows
+from xent_array._kernels import RowStats, _rows
 from xent_array._namespace import Array
+
+#: What compiles the kernels.
+compiler = "numba"
 
 #: The dtypes that kernels read, and as which: numba knows the bits of half dtypes alone.
 _READ_AS = {"float64": "f8", "float32": "f4", "float16": "u2", "bfloat16": "i2"}
@@ -20,16 +23,6 @@ _MANY = 65
 #: In the place of an array that is not asked for.
 _NONE = {dtype: np.empty(0, dtype) for dtype in map(np.dtype, ("f4", "f8", "i8", "?"))}
 _INDEX, _MASK = np.dtype("i8"), np.dtype("?")
-
-
-class RowStats(NamedTuple):
-    """What a kernel finds in rows; class axes have length one."""
-
-    top: Array
-    rest: Array
-    picked: Array  # scale·(z - top) at the index
-    even: Array | None  # the sum of weight·scale·(z - top)
-    place: Array | None  # of the greatest logit, the lowest among ties
 
 
 def serves(x: Array) -> bool:
@@ -45,10 +38,12 @@ def _read_as(dtype: Any) -> Any:
 
 
 def row_stats(
-    z: Array, index: Array, weight: Array | None, scale: float, dtype: Any, *, place: bool
+    z: Array, index: Array, weight: Array | float | None, scale: float, dtype: Any, *, place: bool
 ) -> RowStats:
-    """Read rows of logits; `weight`, a number for each class, and `place` if asked for."""
+    """Read rows of logits; `weight`, of each class or of all, and `place` if asked for."""
     shape, rows, none = index.shape, index.size, _NONE[dtype]
+    if isinstance(weight, float):
+        weight = np.full(z.shape[-1], weight, dtype)
     found = np.empty((3, rows), dtype)
     even = none if weight is None else np.empty(rows, dtype)
     places = np.empty(rows, _INDEX) if place else _NONE[_INDEX]
@@ -82,8 +77,8 @@ def row_grad(
 ) -> None:
     """Write ``exp(scale·(z - top))·pull - even·weight``, and what is `chosen` at the index.
 
-    Rows that are not kept become 0. `into` may be `z`; numbers of rows have a class axis of length
-    one.
+    `even` may be one number for all rows; without a `weight` that of each class is 1. Rows that are
+    not kept become 0. `into` may be `z`; numbers of rows have a class axis of length one.
     """
     dtype, shape = top.dtype, top.shape
     evens = weights = _NONE[dtype]

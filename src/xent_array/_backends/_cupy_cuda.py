@@ -1,0 +1,45 @@
+"""CuPy's arrays as kernels see them; see `_kernels.cuda.Producer`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import cupy as cp
+
+from xent_array._namespace import Array
+
+
+def device(x: Array) -> int:
+    number: int = x.device.id
+    return number
+
+
+@contextlib.contextmanager
+def current(x: Array) -> Iterator[int]:
+    with x.device:
+        yield cp.cuda.get_current_stream().ptr
+
+
+def address(x: Array) -> int:
+    start: int = x.data.ptr
+    return start
+
+
+def aligned(x: Array) -> bool:
+    return not any(place % x.itemsize for place in (x.data.ptr, *x.strides))
+
+
+def steps(x: Array) -> tuple[int, ...]:
+    return tuple(stride // x.itemsize for stride in x.strides)
+
+
+def empty(shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
+    return cp.empty_like(like, dtype, "C", shape=shape)
+
+
+def line(x: Array, shape: tuple[int, ...]) -> Array:
+    if x.shape == shape and x.flags.c_contiguous:  # mostly
+        return x
+    return cp.ascontiguousarray(cp.broadcast_to(x, shape))

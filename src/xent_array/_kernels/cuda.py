@@ -1,0 +1,250 @@
+"""The two row primitives in CUDA memory: which kernel of `rows.cu` reads an array, and how.
+
+Nothing here waits for the device: memory is taken from the array's own library, and kernels are put
+on the stream that is the library's current one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+from xent_array._kernels import RowStats
+from xent_array._namespace import Array
+
+#: The dtypes that kernels read, and how many entries of each a vector of 16 bytes holds.
+_ENTRIES = {"float64": 2, "float32": 4, "float16": 8, "bfloat16": 8}
+
+#: The kernels of `rows.cu`.
+NAMES = [
+    f"{form}_{work}_{dtype}"
+    for form in ("wide", "lane")
+    for work in ("stats", "grad")
+    for dtype in _ENTRIES
+]
+
+#: How many vectors of a thread are on their way at once, as in `rows.cu`.
+_FLIGHT = 4
+
+#: Rows are read by a block each from so many classes on; of fewer, by a thread each.
+_MANY = 65
+
+#: Threads of a block: at most, where they share a row, and where they have a row each.
+_SHARING, _LANES = 256, 128
+
+
+class Form(NamedTuple):
+    """A kernel as it is launched: with how many blocks, of how many threads."""
+
+    kernel: str
+    blocks: int
+    threads: int
+
+
+class Program(Protocol):
+    """The kernels themselves."""
+
+    def why_not(self, device: int) -> str | None:
+        """Why they do not run on a device, or None if they do."""
+
+    def launch(
+        self, device: int, stream: int, form: Form, arguments: tuple[int | float, ...]
+    ) -> None:
+        """Have a stream of the device, which is the current one, run a kernel some time later.
+
+        Integers, addresses and floats are handed over in eight bytes each.
+        """
+
+
+class Producer(Protocol):
+    """What an array library tells of its arrays in CUDA memory."""
+
+    def __hash__(self) -> int: ...
+
+    def device(self, x: Array) -> int:
+        """The number of the device."""
+
+    def current(self, x: Array) -> AbstractContextManager[int]:
+        """Make the device of `x` the current one; the address of its current stream."""
+
+    def address(self, x: Array) -> int: ...
+
+    def aligned(self, x: Array) -> bool:
+        """Whether every entry is at a multiple of its size; a GPU reads no others."""
+
+    def steps(self, x: Array) -> tuple[int, ...]:
+        """Strides, counted in entries."""
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
+        """Memory on the device of another array."""
+
+    def line(self, x: Array, shape: tuple[int, ...]) -> Array:
+        """`x` in a `shape` that it broadcasts to, its entries adjacent and in order."""
+
+
+class Kernels:
+    """The kernels as they serve the arrays of one library."""
+
+    compiler = "NVRTC"
+
+    def __init__(self, producer: Producer, program: Program) -> None:
+        self._producer = producer
+        self._program = program
+
+    def serves(self, x: Array) -> bool:
+        """Whether the kernels can read an array."""
+        producer = self._producer
+        if _name(x.dtype) not in _ENTRIES or not producer.aligned(x):
+            return False
+        return self.why_not(producer.device(x)) is None
+
+    def why_not(self, device: int) -> str | None:
+        """Why they do not run on a device, or None if they do."""
+        return self._program.why_not(device)
+
+    def row_stats(
+        self,
+        z: Array,
+        index: Array,
+        weight: Array | float | None,
+        scale: float,
+        dtype: Any,
+        *,
+        place: bool,
+    ) -> RowStats:
+        """Read rows of logits; `weight`, of each class or of all, and `place` if asked for."""
+        shape, producer = index.shape, self._producer
+        with producer.current(z) as stream:
+            top, rest, picked = (producer.empty(shape, dtype, z) for _ in range(3))
+            even = None if weight is None else producer.empty(shape, dtype, z)
+            where = producer.empty(shape, index.dtype, z) if place else None
+            columns = (self._line(index, shape), top, rest, picked, even, where)
+            share, weight = _apart(weight)
+            factors = (scale, share, self._line(weight, z.shape[-1:]))
+            self._run("stats", stream, (z,), factors, columns)
+        return RowStats(top, rest, picked, even, where)
+
+    def row_grad(
+        self,
+        z: Array,
+        into: Array,
+        scale: float,
+        *,
+        top: Array,
+        pull: Array,
+        even: Array | float | None,
+        weight: Array | None,
+        index: Array,
+        chosen: Array,
+        kept: Array | None,
+    ) -> None:
+        """Write ``exp(scale·(z - top))·pull - even·weight``, and what is `chosen` at the index.
+
+        `even` may be one number for all rows; without a `weight` that of each class is 1. Rows that
+        are not kept become 0. `into` may be `z`; numbers of rows have a class axis of length one.
+        """
+        shape = top.shape
+        with self._producer.current(z) as stream:
+            weight = None if even is None else self._line(weight, z.shape[-1:])
+            owed, even = _apart(even)
+            numbers = (top, pull, even, index, chosen, kept)
+            columns = tuple(self._line(x, shape) for x in numbers)
+            self._run("grad", stream, (z, into), (scale, owed, weight), columns)
+
+    def _run(
+        self,
+        work: str,
+        stream: int,
+        arrays: tuple[Array, ...],
+        factors: tuple[float, float, Array | None],
+        columns: tuple[Array | None, ...],
+    ) -> None:
+        """Launch a kernel on all rows, or on parts of them that two axes reach."""
+        z, producer, (scale, number, weight) = arrays[0], self._producer, factors
+        device = producer.device(z)
+        classes, steps = z.shape[-1], [producer.steps(x) for x in arrays]
+        walk = _walk(z.shape[:-1], [x[:-1] for x in steps])
+        if walk.rows == 0:
+            return
+        form = _form(work, _name(z.dtype), walk, classes, steps[0][-1])
+        for row, offsets in walk.parts():
+            layout: list[int] = []
+            for k, x in enumerate(arrays):
+                start = self._address(x, offsets[k])
+                layout += [start, walk.outer[k + 1], walk.inner[k + 1], steps[k][-1]]
+            counts = (walk.inner[0], walk.rows, classes)
+            numbers = (float(scale), number, self._address(weight))
+            of_rows = (self._address(x, row) for x in columns)
+            self._program.launch(device, stream, form, (*layout, *counts, *numbers, *of_rows))
+
+    def _line(self, x: Array | None, shape: tuple[int, ...]) -> Array | None:
+        return None if x is None else self._producer.line(x, shape)
+
+    def _address(self, x: Array | None, entry: int = 0) -> int:
+        return 0 if x is None else self._producer.address(x) + entry * x.dtype.itemsize
+
+
+class _Walk(NamedTuple):
+    """Rows as kernels go through them: along two axes, and as often as there are leading ones.
+
+    An axis is its length and the step of each array.
+    """
+
+    lead: list[tuple[int, ...]]
+    outer: tuple[int, ...]
+    inner: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """How many a launch covers."""
+        return self.outer[0] * self.inner[0]
+
+    def parts(self) -> Iterator[tuple[int, list[int]]]:
+        """The first row of each launch, and which entry of each array that begins with."""
+        places = itertools.product(*(range(axis[0]) for axis in self.lead))
+        for number, place in enumerate(places):
+            offsets = [
+                sum(i * axis[k] for i, axis in zip(place, self.lead, strict=True))
+                for k in range(1, len(self.inner))
+            ]
+            yield number * self.rows, offsets
+
+
+def _walk(shape: tuple[int, ...], steps: list[tuple[int, ...]]) -> _Walk:
+    """Put axes together where one goes on where the other ends, in every array."""
+    one = (1, *(0 for _ in steps))
+    axes = [one, one]
+    for axis in zip(shape, *steps, strict=True):
+        outer = axes[-1]
+        if outer[0] == 1:
+            axes[-1] = axis
+        elif outer[1:] == tuple(axis[0] * step for step in axis[1:]):
+            axes[-1] = (outer[0] * axis[0], *axis[1:])
+        elif axis[0] != 1:
+            axes.append(axis)
+    *lead, outer, inner = axes
+    return _Walk([axis for axis in lead if axis[0] != 1], outer, inner)
+
+
+def _form(work: str, dtype: str, walk: _Walk, classes: int, step: int) -> Form:
+    """Which kernel does some work, and how it is launched."""
+    along_classes = abs(step) <= abs(walk.inner[1]) or walk.rows < classes
+    if classes < _MANY or not along_classes:
+        return Form(f"lane_{work}_{dtype}", -(-walk.rows // _LANES), _LANES)
+    of_thread = _FLIGHT * _ENTRIES[dtype]
+    warps = 1 << max(0, (-(-classes // (32 * of_thread)) - 1).bit_length())
+    threads = min(32 * warps, _SHARING)
+    tiles = 1 if work == "stats" else -(-classes // (threads * of_thread))
+    return Form(f"wide_{work}_{dtype}", walk.rows * tiles, threads)
+
+
+def _apart(x: Array | float | None) -> tuple[float, Array | None]:
+    """A number that holds for all, or an array of what holds for each."""
+    return (x, None) if isinstance(x, float) else (0.0, x)
+
+
+def _name(dtype: Any) -> str:
+    """``float32``, of torch's dtypes as of NumPy's."""
+    return str(dtype).rpartition(".")[2]

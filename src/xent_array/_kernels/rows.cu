@@ -1,0 +1,543 @@
+// Statistics and gradients of rows of logits in CUDA memory.
+//
+// With s the scale, the statistics of a row of logits z are
+//
+//     top, rest, s·(z_index - top), the sum of w_j·s·(z_j - top), and where the top is,
+//
+// the last two where they are asked for; rest is the sum of exp(s·(z_j - top)) over all entries but
+// one top. The gradient of a row is
+//
+//     exp(s·(z_j - top))·pull - even·w_j, and at the index a number that is given.
+//
+// What these mean is the business of the callers. A null pointer is an array not asked for, or one
+// in whose place a number holds for all classes or rows. Rows lie along two axes, the inner one of a
+// certain length; steps count entries. Rows of many adjacent
+// classes are read by a block of threads, 16 bytes at a time (`wide_...`), rows of few classes, or
+// of classes that lie further apart than the rows, by a thread each (`lane_...`).
+
+typedef long long i64;
+typedef unsigned int u32;
+typedef unsigned short u16;
+
+struct alignas(16) Vector { u32 word[4]; };
+struct bfloat16 { u16 bits; };
+struct float16 { u16 bits; };
+
+#ifdef __CUDACC__
+#define DEVICE __device__ __forceinline__
+DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
+
+// 2^x within 4 units of rounding; what is below the least normal number becomes 0.
+DEVICE float exp2_roughly(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// The greater number, or NaN if there is one, which fmaxf drops.
+DEVICE float greater(float a, float b) {
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+
+DEVICE float widen(float16 x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+}
+
+DEVICE void narrow(float x, float16& to) {
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
+}
+
+DEVICE void narrow(float x, bfloat16& to) {
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
+}
+
+// Logits are read once, and need no place in the first cache.
+DEVICE Vector load(const Vector* from) {
+  Vector v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "l"(from));
+  return v;
+}
+
+DEVICE void store(Vector* to, Vector v) {
+  asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.word[0]),
+               "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
+               : "memory");
+}
+#else  // on a processor, for the tests
+#include "shim.h"
+#endif
+
+// --- numbers
+
+DEVICE float lowest(float) { return -3.402823466e+38f; }
+DEVICE double lowest(double) { return -1.7976931348623157e+308; }
+
+// In the place of a class that there is none of; every class comes before it.
+constexpr i64 NOWHERE = 0x7fffffffffffffff;
+
+template <class R> DEVICE R endless() { return R(as_float(0x7f800000u)); }
+
+// A vector of -inf.
+DEVICE Vector repeated(u32 one, u32 other) { return {{one, other, one, other}}; }
+DEVICE Vector impossible(float) { return repeated(0xff800000u, 0xff800000u); }
+DEVICE Vector impossible(bfloat16) { return repeated(0xff80ff80u, 0xff80ff80u); }
+DEVICE Vector impossible(float16) { return repeated(0xfc00fc00u, 0xfc00fc00u); }
+DEVICE Vector impossible(double) { return repeated(0, 0xfff00000u); }
+
+DEVICE float widen(float x) { return x; }
+DEVICE double widen(double x) { return x; }
+DEVICE float widen(bfloat16 x) { return as_float((u32)x.bits << 16); }
+DEVICE void narrow(float x, float& to) { to = x; }
+DEVICE void narrow(double x, double& to) { to = x; }
+
+DEVICE double greater(double a, double b) { return b > a || b != b ? b : a; }
+
+// exp(x). In float32 the power of two is of a rounded product, and what that lost is made good:
+// without it exp(-80) would be off by 60 units of rounding.
+DEVICE double exponential(double x) { return exp(x); }
+DEVICE float exponential(float x) {
+  x = greater(x, -150.0f);  // whose exp is 0, as that of -inf, which would make NaN of `lost`
+  const float turned = x * 1.442695041f, power = exp2_roughly(turned);
+  const float lost = fmaf(turned, 1.904654323e-9f, fmaf(turned, -0.6931471825f, x));
+  return fmaf(power, lost, power);
+}
+
+// A sum, and apart from it what its roundings lose (Knuth).
+template <class R> struct Sum {
+  R total, lost;
+
+  DEVICE void add(R x) {
+    const R sum = total + x, back = sum - total;
+    lost += (total - (sum - back)) + (x - back);
+    total = sum;
+  }
+
+  DEVICE void times(R x) {
+    total *= x;
+    lost *= x;
+  }
+
+  DEVICE R value() const { return total - total == 0 ? total + lost : total; }
+};
+
+// A number for each class or row; without memory, the same for all.
+template <class R> struct Numbers {
+  const R* each;
+  R all;
+
+  DEVICE R operator[](i64 i) const { return each ? each[i] : all; }
+};
+
+struct Adding {
+  template <class T> DEVICE T operator()(T a, T b) const { return a + b; }
+};
+struct Greatest {
+  template <class T> DEVICE T operator()(T a, T b) const { return greater(a, b); }
+};
+struct Least {
+  template <class T> DEVICE T operator()(T a, T b) const { return b < a ? b : a; }
+};
+
+// --- statistics
+
+// The threads of a warp look at a row together, or each at one of its own. What is asked of all of
+// them is asked at once, so all come to it.
+template <bool TOGETHER> struct Team {
+  // How many of the team's threads come before this one.
+  DEVICE static u32 before() { return TOGETHER ? threadIdx.x % 32 : 0; }
+
+  DEVICE static bool any(bool x) { return TOGETHER ? __any_sync(~0u, x) : x; }
+
+  template <class T, class Join> DEVICE static T all(T x, Join join) {
+    if (TOGETHER)
+      for (int apart = 16; apart; apart /= 2) x = join(x, __shfl_xor_sync(~0u, x, apart));
+    return x;
+  }
+};
+
+// What a thread knows of the entries of a row that it has seen. The top is that of its team: most
+// entries lie below it, and need no more than their exponential.
+//
+// Those are of s·(z - base). The base follows the top at a distance, so that it seldom moves:
+// whenever it does, their sum is multiplied, and loses a little.
+template <class R, bool TOGETHER> struct Seen {
+  typedef Team<TOGETHER> Us;
+  const R scale;
+  const Numbers<R> weight;
+  const bool weighted, placed;  // the sum of w·(z - top), or the place of the top, is asked for
+  R base, top;
+  Sum<R> below;  // of the exponentials of the entries below the top
+  u32 ties;      // how many entries equal the top
+  i64 place;     // of the first of them, or of the first NaN
+  Sum<R> fall;   // of w·(z - top)
+  Sum<R> heavy;  // of w
+
+  DEVICE Seen(R scale, Numbers<R> weight, bool weighted, bool placed)
+      : scale(scale), weight(weight), weighted(weighted), placed(placed), base(lowest(R())),
+        top(-endless<R>()), below{0, 0}, ties(0), place(NOWHERE), fall{0, 0}, heavy{0, 0} {}
+
+  // Take entries of the classes at, at + step, ... below `end`; beyond, they are -inf.
+  template <int N> DEVICE void take(const R (&z)[N], i64 at, i64 step, i64 end) {
+    R high = z[0];
+#pragma unroll
+    for (int k = 1; k < N; k++) high = greater(high, z[k]);
+    if (Us::any(!(high < top))) {
+      raise(Us::all(greater(high, top), Greatest()));
+      add_all<N, true>(z);
+      if (placed) find(z, at, step);
+    } else {
+      add_all<N, false>(z);
+    }
+    if (weighted) sink(z, at, step, end);
+  }
+
+  template <int N, bool TIES> DEVICE void add_all(const R (&z)[N]) {
+    R part[2] = {0, 0};
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+      const R power = exponential(scale * (z[k] - base));
+      const bool tied = TIES && z[k] == top;
+      ties += tied;
+      part[k % 2] += tied ? R(0) : power;
+    }
+    below.add(part[0] + part[1]);
+  }
+
+  // Look for the top, or NaN if there is one, where it was not found yet.
+  template <int N> DEVICE void find(const R (&z)[N], i64 at, i64 step) {
+    if (place != NOWHERE) return;
+#pragma unroll
+    for (int k = N - 1; k >= 0; k--)
+      if (z[k] == top || z[k] != z[k]) place = at + k * step;
+  }
+
+  DEVICE void raise(R high) {
+    if (!(high > top || (high != high && top == top))) return;
+    lower_ties();
+    if (scale * (high - base) > 8) move(high);
+    sink_by(high);
+    top = high;
+    place = NOWHERE;
+  }
+
+  // Count what equals the top among the entries below another one.
+  DEVICE void lower_ties() {
+    if (ties != 0) below.add(ties * exponential(scale * (top - base)));
+    ties = 0;
+  }
+
+  // Move the base by way of the top: at a great distance from a base below the top an exponential
+  // may be 0, and that of the top not yet.
+  DEVICE void move(R to) {
+    if (top > -endless<R>()) rebase(top);
+    rebase(to);
+  }
+
+  DEVICE void rebase(R to) {
+    below.times(exponential(scale * (base - to)));
+    base = to;
+  }
+
+  // The top, or a number where there is none yet.
+  DEVICE R level() const { return greater(top, lowest(R())); }
+
+  // No share of a class that is impossible costs nothing: 0·-inf is 0.
+  template <int N> DEVICE void sink(const R (&z)[N], i64 at, i64 step, i64 end) {
+    R part = 0, weights = 0;
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+      const i64 j = at + k * step;
+      const R w = j < end ? weight[j] : R(0), depth = z[k] - level();
+      part += w == 0 && depth == -endless<R>() ? R(0) : w * depth;
+      weights += w;
+    }
+    fall.add(part);
+    heavy.add(weights);
+  }
+
+  // All that was seen lies deeper below another top.
+  DEVICE void sink_by(R high) {
+    if (heavy.value() != 0) fall.add(heavy.value() * (level() - high));
+  }
+
+  // See all of it from the top of the whole row.
+  DEVICE void finish(R row_top) {
+    if (top != row_top) lower_ties();
+    move(row_top);
+    sink_by(row_top);
+  }
+};
+
+template <class R> struct Found {
+  const i64* index;
+  R *top, *rest, *picked, *even;
+  i64* place;
+
+  // `chosen` is the logit at the index. Without a finite top the rest is NaN.
+  DEVICE void put(i64 row, R chosen, R scale, R high, R below, u32 ties, R fall, i64 at) const {
+    top[row] = high;
+    rest[row] = below + (R(ties) - 1) + (high - high);
+    picked[row] = scale * (chosen - high);
+    if (even) even[row] = scale * fall;
+    if (place) place[row] = at;
+  }
+};
+
+template <class S> struct Rows {
+  S* first;
+  i64 inner, outer_step, inner_step, class_step;
+
+  DEVICE S* operator[](i64 row) const {
+    return first + row / inner * outer_step + row % inner * inner_step;
+  }
+};
+
+// How many entries of a row, of so many classes, precede its first boundary of 16 bytes.
+template <class S> DEVICE i64 ragged(const S* row, i64 classes) {
+  const i64 head = (16 - (unsigned long long)row % 16) % 16 / sizeof(S);
+  return head < classes ? head : classes;
+}
+
+// Join what the threads of a block have; all of them get the result. Their warps are 1, 2, 4 or 8.
+template <class T, class Join> DEVICE T of_block(T x, Join join) {
+  __shared__ T parts[8];
+  const u32 warps = blockDim.x / 32;
+  x = Team<true>::all(x, join);
+  if (warps == 1) return x;
+  __syncthreads();  // the parts of the call before have been read
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = parts[threadIdx.x % warps];
+  for (int apart = warps / 2; apart; apart /= 2) x = join(x, __shfl_xor_sync(~0u, x, apart));
+  return x;
+}
+
+// Take a row's classes at, at + step, ... below `end`, N at once.
+template <int N, class S, class R, bool TOGETHER>
+DEVICE void take_apart(Seen<R, TOGETHER>& seen, const S* z, i64 class_step, i64 at, i64 end,
+                       i64 step) {
+  for (; at - Team<TOGETHER>::before() < end; at += N * step) {
+    R values[N];
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+      const i64 j = at + k * step;
+      values[k] = j < end ? R(widen(z[j * class_step])) : -endless<R>();
+    }
+    seen.take(values, at, step, end);
+  }
+}
+
+// How many vectors of a thread are on their way at once.
+enum { FLIGHT = 4 };
+
+// Take `count` vectors of a row from a class on whose memory is aligned.
+template <class S, class R>
+DEVICE void take_vectors(Seen<R, true>& seen, const S* z, i64 begin, i64 count) {
+  constexpr int N = 16 / sizeof(S);
+  const i64 before = Team<true>::before();
+  for (i64 start = threadIdx.x; start - before < count; start += FLIGHT * blockDim.x) {
+    Vector v[FLIGHT];
+#pragma unroll
+    for (int u = 0; u < FLIGHT; u++) {
+      const i64 i = start + u * blockDim.x;
+      v[u] = i < count ? load((const Vector*)(z + begin) + i) : impossible(S());
+    }
+#pragma unroll
+    for (int u = 0; u < FLIGHT; u++) {
+      const i64 i = start + u * blockDim.x, at = begin + i * N;
+      if (i - before >= count) break;
+      S entries[N];
+      R values[N];
+      memcpy(entries, &v[u], 16);
+#pragma unroll
+      for (int k = 0; k < N; k++) values[k] = widen(entries[k]);
+      seen.take(values, at, 1, begin + count * N);
+    }
+  }
+}
+
+// Take what lies before the vectors and after them: fewer classes than two vectors have.
+template <class S, class R>
+DEVICE void take_ends(Seen<R, true>& seen, const S* z, i64 head, i64 tail, i64 classes) {
+  if (threadIdx.x >= 32) return;
+  const i64 j = threadIdx.x < head ? threadIdx.x : tail + (threadIdx.x - head);
+  const R values[1] = {j < classes ? R(widen(z[j])) : -endless<R>()};
+  seen.take(values, j, 0, classes);
+}
+
+template <class S, class R>
+DEVICE void wide_stats(Rows<const S> rows, i64, i64 classes, R scale, Numbers<R> weight,
+                       Found<R> found) {
+  constexpr int N = 16 / sizeof(S);
+  const i64 row = blockIdx.x, step = rows.class_step, thread = threadIdx.x, threads = blockDim.x;
+  const S* z = rows[row];
+  Seen<R, true> seen(scale, weight, found.even != nullptr, found.place != nullptr);
+  if (step == 1) {
+    const i64 head = ragged(z, classes), vectors = (classes - head) / N;
+    take_vectors(seen, z, head, vectors);
+    take_ends(seen, z, head, head + vectors * N, classes);
+  } else {
+    take_apart<N>(seen, z, step, thread, classes, threads);
+  }
+  const R top = of_block(seen.top, Greatest());
+  const bool leads = seen.top == top || (top != top && seen.top != seen.top);
+  const i64 place = seen.placed ? of_block(leads ? seen.place : NOWHERE, Least()) : 0;
+  seen.finish(top);
+  const R below = of_block(seen.below.value(), Adding());
+  const u32 ties = of_block(seen.ties, Adding());
+  const R fall = seen.weighted ? of_block(seen.fall.value(), Adding()) : R(0);
+  if (thread == 0)
+    found.put(row, widen(z[found.index[row] * step]), scale, top, below, ties, fall, place);
+}
+
+template <class S, class R>
+DEVICE void lane_stats(Rows<const S> rows, i64 count, i64 classes, R scale, Numbers<R> weight,
+                       Found<R> found) {
+  const i64 row = (i64)blockIdx.x * blockDim.x + threadIdx.x, step = rows.class_step;
+  if (row >= count) return;
+  const S* z = rows[row];
+  Seen<R, false> seen(scale, weight, found.even != nullptr, found.place != nullptr);
+  take_apart<8>(seen, z, step, 0, classes, 1);
+  seen.finish(seen.top);
+  found.put(row, widen(z[found.index[row] * step]), scale, seen.top, seen.below.value(), seen.ties,
+            seen.fall.value(), seen.place);
+}
+
+// --- gradients
+
+// What the gradient of a row is made of.
+template <class R> struct Slope {
+  R scale, top, pull, owed, chosen;
+  i64 index;
+  bool kept;
+  Numbers<R> weight;
+
+  // The derivative by class j, whose logit is z.
+  template <class S> DEVICE S operator()(S z, i64 j) const {
+    const R other = exponential(scale * (widen(z) - top)) * pull - owed * weight[j];
+    S grad;
+    narrow(!kept ? R(0) : j == index ? chosen : other, grad);
+    return grad;
+  }
+};
+
+template <class R> struct Slopes {
+  R scale;
+  Numbers<R> weight, even;
+  const R *top, *pull;
+  const i64* index;
+  const R* chosen;
+  const bool* kept;
+
+  DEVICE Slope<R> operator[](i64 row) const {
+    return {scale,       top[row],   pull[row],                even[row],
+            chosen[row], index[row], kept ? kept[row] : true, weight};
+  }
+};
+
+// Write a row's classes at, at + step, ... below `end`.
+template <class S, class R>
+DEVICE void write_apart(const Slope<R>& slope, const S* z, i64 z_step, S* to, i64 to_step, i64 at,
+                        i64 end, i64 step) {
+  for (; at < end; at += step) to[at * to_step] = slope(z[at * z_step], at);
+}
+
+// Write up to FLIGHT vectors of a row, `begin` being a class whose memory is aligned in both.
+template <class S, class R>
+DEVICE void write_vectors(const Slope<R>& slope, const S* z, S* to, i64 begin, i64 start,
+                          i64 count) {
+  constexpr int N = 16 / sizeof(S);
+  Vector v[FLIGHT];
+#pragma unroll
+  for (int u = 0; u < FLIGHT; u++) {
+    const i64 i = start + u * blockDim.x;
+    if (i < count) v[u] = load((const Vector*)(z + begin) + i);
+  }
+#pragma unroll
+  for (int u = 0; u < FLIGHT; u++) {
+    const i64 i = start + u * blockDim.x;
+    if (i >= count) break;
+    S entries[N];
+    memcpy(entries, &v[u], 16);
+#pragma unroll
+    for (int k = 0; k < N; k++) entries[k] = slope(entries[k], begin + i * N + k);
+    memcpy(&v[u], entries, 16);
+    store((Vector*)(to + begin) + i, v[u]);
+  }
+}
+
+// A row's classes are shared by as many blocks, of FLIGHT vectors a thread, as the grid has.
+template <class S, class R>
+DEVICE void wide_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, Slopes<R> slopes) {
+  constexpr int N = 16 / sizeof(S);
+  const i64 tiles = gridDim.x / count, tile = blockIdx.x % tiles;
+  const i64 row = blockIdx.x / tiles, thread = threadIdx.x, threads = blockDim.x;
+  const S* z = from[row];
+  S* to = into[row];
+  const Slope<R> slope = slopes[row];
+  const i64 head = ragged(z, classes), vectors = (classes - head) / N, tail = head + vectors * N;
+  const bool adjacent = from.class_step == 1 && into.class_step == 1;
+  if (!adjacent || head != ragged(to, classes)) {
+    const i64 begin = tile * FLIGHT * N * threads, end = begin + FLIGHT * N * threads;
+    write_apart(slope, z, from.class_step, to, into.class_step, begin + thread,
+                end < classes ? end : classes, threads);
+    return;
+  }
+  write_vectors(slope, z, to, head, tile * FLIGHT * threads + thread, vectors);
+  if (tile == 0) {
+    write_apart(slope, z, 1, to, 1, thread, head, threads);
+    write_apart(slope, z, 1, to, 1, tail + thread, classes, threads);
+  }
+}
+
+template <class S, class R>
+DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, Slopes<R> slopes) {
+  const i64 row = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+  if (row >= count) return;
+  write_apart(slopes[row], from[row], from.class_step, into[row], into.class_step, 0, classes, 1);
+}
+
+// --- the kernels of each dtype
+
+// How many blocks of 256 threads a multiprocessor is to have room for. More would spill registers.
+#define BLOCKS(R) (sizeof(R) == 4 ? 3 : 1)
+
+#define STATS(kind, name, S, R)                                                                  \
+  extern "C" __global__ void __launch_bounds__(256, BLOCKS(R)) kind##_stats_##name(              \
+      const S* z, i64 outer_step, i64 inner_step, i64 class_step, i64 inner, i64 count,          \
+      i64 classes, double scale, double share, const R* weight, const i64* index, R* top,         \
+      R* rest, R* picked, R* even, i64* place) {                                                 \
+    const Rows<const S> rows = {z, inner, outer_step, inner_step, class_step};                   \
+    const Found<R> found = {index, top, rest, picked, even, place};                              \
+    kind##_stats(rows, count, classes, R(scale), Numbers<R>{weight, R(share)}, found);           \
+  }
+
+#define GRAD(kind, name, S, R)                                                                   \
+  extern "C" __global__ void __launch_bounds__(256, BLOCKS(R)) kind##_grad_##name(               \
+      const S* z, i64 outer_step, i64 inner_step, i64 class_step, S* to, i64 to_outer_step,      \
+      i64 to_inner_step, i64 to_class_step, i64 inner, i64 count, i64 classes, double scale,     \
+      double owed, const R* weight, const R* top, const R* pull, const R* even,                  \
+      const i64* index, const R* chosen, const bool* kept) {                                     \
+    const Rows<const S> from = {z, inner, outer_step, inner_step, class_step};                   \
+    const Rows<S> into = {to, inner, to_outer_step, to_inner_step, to_class_step};               \
+    const Slopes<R> slopes = {R(scale), {weight, R(1)}, {even, R(owed)}, top, pull, index,       \
+                              chosen, kept};                                                     \
+    kind##_grad(from, into, count, classes, slopes);                                             \
+  }
+
+#define KERNELS(name, S, R) \
+  STATS(wide, name, S, R)   \
+  STATS(lane, name, S, R)   \
+  GRAD(wide, name, S, R)    \
+  GRAD(lane, name, S, R)
+
+KERNELS(float32, float, float)
+KERNELS(bfloat16, bfloat16, float)
+KERNELS(float16, float16, float)
+KERNELS(float64, double, double)

@@ -1,0 +1,123 @@
+"""The CUDA kernels as NVRTC compiles them, for GPUs that need not be there."""
+
+import io
+import re
+
+import pytest
+
+from xent_array import _kernels
+
+pytest.importorskip("cuda.core", reason="there is no cuda.core here, hence no NVRTC to ask")
+
+from cuda.core import Program, ProgramOptions
+
+from xent_array._kernels import nvrtc
+from xent_array._kernels.cuda import NAMES, Form
+
+pytestmark = [
+    pytest.mark.library("numpy"),
+    pytest.mark.skipif(_kernels._missing("sys") is not None, reason="kernels are switched off"),
+]
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100", "sm_120"])
+def test_every_kernel_keeps_to_registers(architecture):
+    """Nothing is spilled, nothing lies in local memory, and a block of 256 threads fits."""
+    log = io.StringIO()
+    options = ProgramOptions(arch=architecture, ptxas_options=["-v"])
+    Program(nvrtc.SOURCE.read_text("utf-8"), "c++", options).compile("cubin", logs=log)
+    told = re.findall(
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads.*?Used (\d+) registers",
+        log.getvalue(),
+        re.DOTALL,
+    )
+    assert {name for name, *_ in told} == set(NAMES)
+    for name, *memory, registers in told:
+        assert memory == ["0", "0", "0"], name
+        assert int(registers) <= 65_536 // 256, name
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """A cache on disk of its own, and nothing compiled yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    caches = (nvrtc.compiled, nvrtc._on)
+    for cache in caches:
+        cache.cache_clear()
+    yield tmp_path
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_what_was_compiled_is_kept_on_disk(fresh, monkeypatch):
+    """Another process finds it there, and compiles nothing."""
+    code = nvrtc.compiled("sm_90").code
+    assert [path for path in fresh.rglob("*") if path.is_file()]
+    nvrtc.compiled.cache_clear()
+    monkeypatch.setattr(
+        nvrtc, "SOURCE", written(fresh / "same.cu", nvrtc.SOURCE.read_text("utf-8"))
+    )
+    before = len(list(fresh.rglob("*")))
+    assert nvrtc.compiled("sm_90").code == code
+    assert len(list(fresh.rglob("*"))) == before
+
+
+def test_a_disk_that_takes_nothing_is_no_obstacle(fresh, monkeypatch):
+    def full():
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(nvrtc, "FileStreamProgramCache", full)
+    assert nvrtc.compiled("sm_80").code
+    assert not list(fresh.rglob("*"))
+
+
+def written(path, text):
+    path.write_text(text)
+    return path
+
+
+class Device:
+    """A GPU of an early or a late kind, or none."""
+
+    def __init__(self, number):
+        self.compute_capability = ((7, 5), (8, 0), (9, 0))[number]
+
+
+class Loaded:
+    """What a driver makes of the program."""
+
+    def get_kernel(self, name):
+        return f"kernel {name}"
+
+
+class Refused:
+    def get_kernel(self, name):
+        raise RuntimeError("CUDA_ERROR_NO_BINARY_FOR_GPU: nothing\nof the kind")
+
+
+def test_why_a_device_has_no_kernels(fresh, monkeypatch):
+    monkeypatch.setattr(nvrtc, "Device", Device)
+    monkeypatch.setattr(nvrtc, "SOURCE", written(fresh / "wrong.cu", "this is no C++"))
+    assert nvrtc.why_not(0) == "the GPU has compute capability 7.5, and 8.0 is needed"
+    assert nvrtc.why_not(1).startswith("NVRTC does not compile for sm_80: ")
+    monkeypatch.setattr(nvrtc, "compiled", lambda architecture: Refused())
+    assert nvrtc.why_not(2) == (
+        "the driver does not load what NVRTC compiled: CUDA_ERROR_NO_BINARY_FOR_GPU: nothing"
+    )
+    assert nvrtc.why_not(3).startswith("cuda.core does not find the GPU: ")
+    with pytest.raises(RuntimeError, match="no kernel for device 2"):
+        nvrtc.launch(2, 0, Form("wide_stats_float32", 1, 32), ())
+
+
+def test_a_launch_goes_to_the_stream_it_was_given(fresh, monkeypatch):
+    asked = []
+    monkeypatch.setattr(nvrtc, "enqueue", lambda *args: asked.append(args))
+    monkeypatch.setattr(nvrtc, "Device", Device)
+    monkeypatch.setattr(nvrtc, "compiled", lambda architecture: Loaded())
+    nvrtc.launch(1, 0xABC, Form("wide_stats_float32", 7, 64), (1 << 40, 0.5))
+    ((stream, config, kernel, *arguments),) = asked
+    assert stream.__cuda_stream__() == (0, 0xABC)
+    assert (config.grid, config.block) == ((7, 1, 1), (64, 1, 1))
+    assert kernel == "kernel wide_stats_float32"
+    assert arguments == [1 << 40, 0.5]
