@@ -43,6 +43,22 @@ def test_two_devices_are_refused():
         xent_array.cross_entropy(logits, xp.asarray(TARGET))
 
 
+def test_a_projection_on_another_device_is_refused():
+    features, weight = xp.ones((2, 3)), xp.ones((4, 3), device=xp.Device("device1"))
+    with pytest.raises(ValueError, match=r"linear_weight is on device .*device1.* but features"):
+        xent_array.linear_cross_entropy(features, weight, xp.asarray([0, 3]))
+
+
+@pytest.mark.parametrize("name", ["device1", "no_x64"])
+def test_devices_of_the_linear_loss(name):
+    device = xp.Device(name)
+    arrays = [xp.asarray(x, device=device) for x in (LOGITS[:, :2], LOGITS[:4, :2], TARGET)]
+    loss, grads = xent_array.linear_cross_entropy_and_grad(*arrays)
+    expected = xent_array.cross_entropy(LOGITS[:, :2] @ LOGITS[:4, :2].T, TARGET)
+    assert {loss.device, grads[0].device, grads[1].device} == {device}
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+
+
 @pytest.mark.parametrize("revision", ["2024.12", "2025.12"])
 def test_revisions_of_the_standard(revision):
     xp.set_array_api_strict_flags(api_version=revision)
