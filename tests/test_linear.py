@@ -171,3 +171,22 @@ def held(xp, given, numbers, dtype):
     logits = features @ weight.T + bias
     loss, g = xent_array.cross_entropy_and_grad(logits, **given, **numbers)
     return loss, g @ weight, g.T @ features, g.sum(axis=0)
+
+
+@pytest.mark.needs("half")
+@pytest.mark.parametrize("case", ["no rows", "no weight", "infinite factor"])
+def test_nothing_that_does_not_count_has_a_gradient(xp, case):
+    """In half dtypes, whose sums are multiplied by what is common to all rows at the end."""
+    features, target, more = np.ones((3, H)), np.asarray([0, -100, 2]), {}
+    if case == "no rows":
+        features, target, more = features[:0], target[:0], {"weight": np.ones(C)}
+    elif case == "no weight":
+        more = {"weight": np.zeros(C)}
+    else:
+        target, more = np.full(3, -100), {"grad_output": np.asarray(np.inf)}
+    call = {"features": features, "linear_weight": LINEAR_WEIGHT, "target": target, **more}
+    _, grads = xent_array.linear_cross_entropy_and_grad(**arrays(xp, call, "float16"))
+    by_features, by_weight = map(to_numpy, grads[:2])
+    assert (by_features[target == -100] == 0.0).all()
+    if case != "no weight":
+        assert (by_weight == 0.0).all()

@@ -1,5 +1,6 @@
 """linear_cross_entropy in torch: plain backward from tiles, and every other mode."""
 
+import contextlib
 import itertools
 
 import numpy as np
@@ -272,6 +273,61 @@ def test_results_are_constants_to_torch(compiled):
 
     call = torch.compile(both, fullgraph=True, backend="aot_eager") if compiled else both
     assert not any(x.requires_grad for x in call(*leaves(*PARTS)))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("hooks", [False, True])
+def test_backward_again(reduction, hooks):
+    """What backward returns is the caller's: written to, it changes nothing of a later one."""
+    identity = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+    with identity if hooks else contextlib.nullcontext():
+        parts = leaves(*PARTS)
+        loss = both_ways(TARGET, reduction=reduction)[0](*parts)[0].sum()
+    expected = torch.autograd.grad(loss, parts, retain_graph=True)
+    copies = [x.clone() for x in expected]
+    for grad in expected:
+        grad.zero_()
+    by_weight = torch.autograd.grad(0.5 * loss, parts[1], retain_graph=True)
+    assert_all_close(by_weight, [0.5 * copies[1]])
+    loss.backward(retain_graph=True)
+    loss.backward()
+    assert_all_close([x.grad for x in parts], [2.0 * x for x in copies])
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
+def test_statistics_beside_plain_backward():
+    """Where only the loss is differentiated, nothing is made again for them."""
+    parts = leaves(*PARTS)
+    ours, theirs = both_ways(TARGET)
+    expected, reference = theirs(*leaves(*PARTS), return_stats=True)
+    with Products() as made:
+        loss, stats = ours(*parts, return_stats=True)
+        loss.backward()
+    assert made.count == 3
+    assert_all_close([loss, *stats], [expected, *reference])
+    assert_all_close([x.grad for x in parts], backward(theirs, leaves(*PARTS)))
+
+
+class Products(TorchDispatchMode):
+    """How many matrix products are made."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, _types, args=(), kwargs=None):
+        self.count += function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_meta_tensors(dtype):
+    """Shapes and dtypes alone."""
+    parts = [torch.tensor(x, dtype=getattr(torch, dtype), device="meta") for x in PARTS[:2]]
+    target = torch.tensor(TARGET, device="meta")
+    loss, (by_features, by_weight, _) = xent_array.linear_cross_entropy_and_grad(*parts, target)
+    assert loss.is_meta
+    assert (by_features.shape, by_weight.dtype) == (parts[0].shape, parts[1].dtype)
+    assert xent_array.cross_entropy(parts[0] @ parts[1].T, target).dtype is parts[0].dtype
 
 
 def test_torch_autocast():

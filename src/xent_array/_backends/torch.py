@@ -118,7 +118,7 @@ class Backend(Standard):
 
     def result_dtype(self, logits: Array) -> Any:
         # F.cross_entropy is on autocast's float32 list, which widens the half dtypes alone.
-        autocast = logits.dtype in _HALF and torch.is_autocast_enabled(logits.device.type)
+        autocast = logits.dtype in _HALF and _is_autocast(logits)
         return torch.float32 if autocast else logits.dtype
 
     def index_dtype(self, x: Array) -> Any:
@@ -148,10 +148,9 @@ class Backend(Standard):
 
     def autocast(self, x: Array) -> Array:
         # As F.linear, which autocast hands its arguments in the dtype it chose, float64 apart.
-        kind = x.device.type
-        if x.dtype is torch.float64 or not torch.is_autocast_enabled(kind):
+        if x.dtype is torch.float64 or not _is_autocast(x):
             return x
-        return x.to(torch.get_autocast_dtype(kind))
+        return x.to(torch.get_autocast_dtype(x.device.type))
 
     def first_product(self, total: Array, a: Array, b: Array) -> None:
         if a.dtype is total.dtype:
@@ -234,6 +233,11 @@ def borrowed(memory: Memory) -> Standard | None:
     if memory != "host" or torch._C._len_torch_dispatch_stack():
         return None
     return numpy_backend()
+
+
+def _is_autocast(x: Array) -> bool:
+    """Whether autocast is at work on the device of a tensor; torch refuses to say so of "meta"."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def is_transformed() -> bool:

@@ -7,7 +7,9 @@ derivatives of derivatives, where torch differentiates the array code of a tile.
 
 from __future__ import annotations
 
-from typing import Any, cast
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
@@ -18,6 +20,7 @@ from xent_array._evaluate import Result
 from xent_array._gradient import times_upstream
 from xent_array._linear_engines import _torch_compiled, _torch_tiles, at_once, in_tiles
 from xent_array._projected import Parts, Projected
+from xent_array._rowwise import Stats
 from xent_array._slopes import NOTHING, Wanted
 from xent_array._tiles import evaluate_tiles
 
@@ -29,9 +32,9 @@ def value(call: Projected) -> Result:
     if seen and forward_ad._current_level < 0:
         if not batch.differentiable:
             return in_tiles.value(call)
-        if batch.logits_alone and not batch.return_stats:
-            loss = _Loss.apply(*call.parts, call)  # type: ignore[no-untyped-call]
-            return Result(loss, None, None)
+        if batch.logits_alone:
+            loss, *stats = _Loss.apply(*call.parts, call)  # type: ignore[no-untyped-call]
+            return Result(loss, None, Stats(*stats) if stats else None)
     if seen or is_transformed():
         return _torch_tiles.value(call)
     constant_stats = not (batch.return_stats and batch.differentiable)
@@ -57,42 +60,69 @@ def _is_compiled() -> bool:
 
 
 class _Loss(torch.autograd.Function):
-    """The loss of a call, all of whose tensors are handed to torch to be kept for backward."""
+    """Loss and statistics of a call, whose arguments are handed to torch to be kept for backward.
+
+    The gradients formed with the loss are not: `backward` gives them away, to whoever may write to
+    them, and makes them anew if it is asked again.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> torch.Tensor:
+    def forward(ctx: Any, *arguments: Any) -> tuple[torch.Tensor, ...]:
         *parts, call = arguments
         features, weight, bias, _ = ctx.needs_input_grad
         per_row = call.batch.reduction == "none"
         wanted = NOTHING if per_row else Wanted(features, weight, bias, wide=True)
         result, grads = evaluate_tiles(call, wanted)
+        ctx.grads = list(grads)
         ctx.batch, arrays = apart(call.batch, torch.Tensor)
-        ctx.save_for_backward(*grads, *parts, *arrays)
-        return cast("torch.Tensor", result.loss)
+        ctx.save_for_backward(*parts, *arrays)
+        ctx.set_materialize_grads(False)
+        stats = result.stats or ()
+        ctx.mark_non_differentiable(*stats[1:])
+        return (result.loss, *stats)
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors
-        grads, parts = Parts(*saved[:3]), Parts(*saved[3:6])
-        batch = together(ctx.batch, Arrays(*saved[6:]))
-        needed = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled() or batch.backend.memory(grad_loss) == "opaque":
-            return (*_derived(Projected(batch, parts), needed, grad_loss), None)
-        if batch.reduction == "none":
-            upstream = grad_loss.broadcast_to(batch.shape)[..., None]
-            call = Projected(batch._replace(grad_output=upstream), parts)
-            _, grads = evaluate_tiles(call, Wanted(*needed))
-            return (*map(_shaped, grads, parts), None)
-        return (*(_scaled(g, x, grad_loss) for g, x in zip(grads, parts, strict=True)), None)
+    def backward(ctx: Any, *upstream: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        saved, needed = ctx.saved_tensors, ctx.needs_input_grad[:3]
+        call = Projected(together(ctx.batch, Arrays(*saved[3:])), Parts(*saved[:3]))
+        by_loss, *others = upstream
+        more = torch.is_grad_enabled() or any(x is not None for x in others)
+        if by_loss is None or more or call.batch.backend.memory(by_loss) == "opaque":
+            return (*_derived(call, needed, upstream[:2]), None)
+        kept = [_taken(ctx.grads, i) if need else None for i, need in enumerate(needed)]
+        missing = [need and grad is None for need, grad in zip(needed, kept, strict=True)]
+        made = _made_again(call, missing, by_loss) if any(missing) else kept
+        grads = (
+            again if miss else _times(grad, by_loss)
+            for grad, again, miss in zip(kept, made, missing, strict=True)
+        )
+        return (*map(_shaped, grads, call.parts), None)
 
 
-def _scaled(
-    grad: torch.Tensor | None, like: torch.Tensor, factor: torch.Tensor
-) -> torch.Tensor | None:
-    """A kept gradient times the factor of its loss, in the dtype and shape of its argument."""
-    if grad is not None and not (factor.is_cpu and float(factor) == 1.0):
-        grad = times_upstream(torch, grad, factor)
-    return _shaped(grad, like)
+def _taken(grads: list[torch.Tensor | None], place: int) -> torch.Tensor | None:
+    grad, grads[place] = grads[place], None
+    return grad
+
+
+def _made_again(call: Projected, missing: list[bool], factor: torch.Tensor) -> Parts:
+    """Gradients that were given away, or are those of losses per row, each with its factor."""
+    batch = call.batch._replace(return_stats=False)
+    if batch.reduction == "none":
+        per_row = factor.broadcast_to(batch.shape)[..., None]
+        call = call._replace(batch=batch._replace(grad_output=per_row))
+    else:
+        call = call._replace(batch=batch, upstream=factor)
+    return evaluate_tiles(call, Wanted(*missing))[1]
+
+
+def _times(grad: torch.Tensor | None, factor: torch.Tensor) -> torch.Tensor | None:
+    """A gradient that no one else has, times the factor of its loss: in place where 0 stays 0."""
+    if grad is None:
+        return None
+    if factor.is_cpu and math.isfinite(number := factor.item()):
+        return grad if number == 1.0 else grad.mul_(factor)
+    found: torch.Tensor = times_upstream(torch, grad, factor)
+    return found
 
 
 def _shaped(grad: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
@@ -100,13 +130,18 @@ def _shaped(grad: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | Non
 
 
 def _derived(
-    call: Projected, needed: tuple[bool, ...], grad_loss: torch.Tensor
+    call: Projected, needed: tuple[bool, ...], upstream: Sequence[torch.Tensor | None]
 ) -> list[torch.Tensor | None]:
-    """The gradients as torch derives them: to be differentiated again, or by many vectors."""
+    """The gradients as torch derives them: to be differentiated again, or of more than the loss."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         aliases = [None if x is None else x.view_as(x) for x in call.parts]
-        loss = _torch_tiles.value(call._replace(parts=Parts(*aliases))).loss
+        result = _torch_tiles.value(call._replace(parts=Parts(*aliases)))
+        outputs = (result.loss, *(result.stats or ())[:1])
+        pairs = [(x, g) for x, g in zip(outputs, upstream, strict=True) if g is not None]
         inputs = [x for x, need in zip(aliases, needed, strict=True) if need and x is not None]
-        grads = iter(torch.autograd.grad(loss, inputs, grad_loss, create_graph=again))
+        if not pairs:
+            return [None] * len(needed)
+        values, factors = map(list, zip(*pairs, strict=True))
+        grads = iter(torch.autograd.grad(values, inputs, factors, create_graph=again))
     return [next(grads) if need else None for need in needed]
