@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -214,6 +215,50 @@ def test_compiled(set_tile_bytes, mode, more, options):
         assert_all_close(mode(compiled, leaves(*PARTS)), mode(theirs, leaves(*PARTS)))
 
 
+VARYING = {
+    "label_smoothing": [0.02, 0.03, 0.05, 0.07],
+    "logit_scale": [1.5, 2.5, 3.5, 4.5],
+    "softcap": [1.5, 2.5, 3.5, 4.5],
+    "z_loss": [0.1, 0.2, 0.3, 0.4],
+    "denominator": [3.5, 4.5, 5.5, 6.5],
+    "ignore_index": [-1, -2, -3, -4],
+}
+
+
+@pytest.mark.parametrize("name", VARYING)
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_a_number_that_varies_is_not_compiled_for_each_value(name, linear):
+    ours, theirs = both_ways_of_tensors()
+    target = torch.tensor(TARGET).clamp(0)
+
+    def loss(value, *parts):
+        return (ours if linear else theirs)(*parts, target, **{name: value})
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    parts = leaves(*PARTS[:2])
+    for value in VARYING[name]:
+        torch.testing.assert_close(compiled(value, *parts), loss(value, *parts))
+    assert counter.frame_count <= 2  # of one number, then of any
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiled_for_any_size(linear):
+    ours, theirs = both_ways_of_tensors()
+
+    def loss(target, *parts):
+        return (ours if linear else theirs)(*parts, target)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=counter)
+    for rows in (3, 6, 7):
+        target, parts = torch.tensor(TARGET[:rows]), leaves(FEATURES[:rows], LINEAR_WEIGHT)
+        torch.testing.assert_close(compiled(target, *parts), loss(target, *parts))
+    assert counter.frame_count == 1
+
+
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_compiled_transforms():
     ours, theirs = both_ways(TARGET)
@@ -241,16 +286,14 @@ def test_a_compiled_graph_has_one_operator():
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_the_operator_is_well_behaved(reduction):
     """torch's own checks of its schema, its shapes and its derivatives."""
-    arguments = (*leaves(*PARTS), torch.tensor(TARGET), [])
+    smoothing = torch.tensor(0.1, dtype=torch.float64)
+    arguments = (*leaves(*PARTS), torch.tensor(TARGET), [smoothing])
     words = {
-        "names": "",
-        "numbers": [0.1, 1.0, 0.0],
-        "divides_by": "weights",
+        "names": "label_smoothing |",
+        "by_rows": False,
         "ignore_index": -100,
         "reduction": reduction,
         "on_empty": "nan",
-        "softcap": None,
-        "z_loss": 0.0,
         "dtype": torch.float64,
         "return_stats": False,
         "wanted": [reduction == "mean"] * 3 + [True],

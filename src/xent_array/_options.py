@@ -98,10 +98,11 @@ def holds_arrays(options: Options) -> bool:
 #: The types of numbers, words and flags.
 _PLAIN = frozenset((float, int, str, bool, type(None)))
 
-#: The scalar options: what is expected of a value, in words and as a test.
+#: The scalar options: what is expected of a value, in words and as a test. Comparisons alone, which
+#: torch.compile can make of a number that it has not made a constant.
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "label_smoothing": ("in [0, 1]", lambda value: 0 <= value <= 1),
-    "logit_scale": ("finite", math.isfinite),
+    "logit_scale": ("finite", lambda value: -math.inf < value < math.inf),
     "softcap": ("positive and finite", lambda value: 0 < value < math.inf),
     "z_loss": ("finite and not negative", lambda value: 0 <= value < math.inf),
     "denominator": ("positive and finite", lambda value: 0 < value < math.inf),
@@ -161,6 +162,8 @@ def _check_denominator(name: str, value: object) -> None:
 
 
 def check_integer(name: str, value: Any) -> None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return
     try:
         index(value)
     except TypeError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from operator import index
 
 from xent_array._arguments import Library
@@ -20,7 +19,7 @@ def class_axis(library: Library, axis: int | None) -> int:
     if not -ndim <= axis < ndim:
         raise ValueError(f"axis is {axis}: out of range for {name} of shape {shape}")
     axis %= ndim
-    if math.isnan(shape[axis]):
+    if shape[axis] != shape[axis]:  # NaN, and a comparison that torch.compile can make
         raise ValueError(f"{name} must have a known number of classes along axis {axis}")
     if shape[axis] == 0:
         raise ValueError(f"{name} of shape {shape} must have at least one class along axis {axis}")

@@ -20,11 +20,17 @@ from xent_array._rowwise import Stats
 from xent_array._slopes import Wanted
 from xent_array._tiles import evaluate_tiles
 
-#: Options that may be a tensor, those first that else are a number.
-_SCALARS = ("label_smoothing", "logit_scale", "denominator")
-_ARRAYS = (*_SCALARS, "weight", "sample_weight", "where")
-
-_NO_NUMBER = (torch.Tensor, str, type(None))
+#: Options that are a number, a tensor or nothing.
+_VALUES = (
+    "label_smoothing",
+    "logit_scale",
+    "denominator",
+    "softcap",
+    "z_loss",
+    "weight",
+    "sample_weight",
+    "where",
+)
 
 
 def value(call: Projected) -> Result:
@@ -46,20 +52,19 @@ def _results(
     call: Projected, wanted: Wanted, upstream: torch.Tensor | None
 ) -> tuple[Result, Parts]:
     target, options = cast("Given", call.given)
-    given = {name: getattr(options, name) for name in _ARRAYS} | {"grad_output": upstream}
+    given = {name: getattr(options, name) for name in _VALUES} | {"grad_output": upstream}
     tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
+    numbers = {name: x for name, x in given.items() if isinstance(x, float | int)}
     loss, *others = _operator(
         *call.parts,
         target,
-        list(tensors.values()),
-        names=" ".join(tensors),
-        numbers=[0.0 if isinstance(given[x], _NO_NUMBER) else given[x] for x in _SCALARS],
-        divides_by=_divides_by(options.denominator),
+        # For each other number all would be compiled anew, but for a tensor's.
+        [*map(_in_a_tensor, numbers.values()), *tensors.values()],
+        names=" ".join((*numbers, "|", *tensors)),
+        by_rows=call.batch.by_rows,
         ignore_index=options.ignore_index,
         reduction=options.reduction,
         on_empty=options.on_empty,
-        softcap=options.softcap,
-        z_loss=options.z_loss,
         dtype=call.batch.result_dtype,
         return_stats=options.return_stats,
         wanted=list(wanted),
@@ -69,11 +74,9 @@ def _results(
     return Result(loss, None, Stats(*found) if options.return_stats else None), grads
 
 
-def _divides_by(denominator: Any) -> str:
-    """How a denominator was given, in a word."""
-    if denominator is None:
-        return "weights"
-    return "rows" if isinstance(denominator, str) else "number"
+def _in_a_tensor(number: float) -> torch.Tensor:
+    # By a product: what is handed to a tensor's maker is made a constant.
+    return torch.ones((), dtype=torch.float64, device="cpu") * number
 
 
 @torch.library.custom_op("xent_array::linear_cross_entropy", mutates_args=())
@@ -85,30 +88,26 @@ def _operator(
     arrays: Sequence[torch.Tensor],
     *,
     names: str,
-    numbers: Sequence[float],
-    divides_by: str,
+    by_rows: bool,
     ignore_index: int,
     reduction: str,
     on_empty: str,
-    softcap: float | None,
-    z_loss: float,
     dtype: torch.dtype,
     return_stats: bool,
     wanted: Sequence[bool],
 ) -> list[torch.Tensor]:
     """The loss, the gradients that are wanted, and statistics where asked for."""
-    tensors = dict(zip(names.split(), arrays, strict=True))
-    upstream = tensors.pop("grad_output", None)
-    given: dict[str, Any] = dict(zip(_SCALARS, numbers, strict=True)) | tensors
-    if divides_by != "number":
-        given["denominator"] = "rows" if divides_by == "rows" else None
+    numbers, tensors = (part.split() for part in names.split("|"))
+    given: dict[str, Any] = dict(zip((*numbers, *tensors), arrays, strict=True))
+    given |= {name: given[name].item() for name in numbers}
+    upstream = given.pop("grad_output", None)
+    if by_rows:
+        given["denominator"] = "rows"
     words: Any = {"reduction": reduction, "on_empty": on_empty}
     options = Options(
         **given,
         **words,
         ignore_index=ignore_index,
-        softcap=softcap,
-        z_loss=z_loss,
         dtype=dtype,
         check=False,  # compiled, a bad target makes its row NaN
         return_stats=return_stats,
