@@ -72,7 +72,8 @@ def linear_cross_entropy(
 
     Equal to `cross_entropy` of those logits, their class axis last. Where values can be seen, rows
     are projected some at a time, and their logits read and dropped: beside arguments and gradients
-    it takes no memory that grows with the number of rows or classes. torch gets its gradients from
+    it takes no memory that grows with the number of rows or classes, but for what it returns of
+    each row and for a copy of features that are not contiguous. torch gets its gradients from
     the same tiles, compiled as well, and in its other modes (torch.func, forward mode, derivatives
     of derivatives) makes a tile's logits again; so does JAX for whatever it derives. The tiles of
     dask are its chunks.
@@ -108,7 +109,8 @@ def linear_cross_entropy(
     ValueError
         As `cross_entropy`; also for a projection whose shape does not fit `features`.
     IndexError
-        For a target outside the classes. Everything is raised before any work.
+        For a target outside the classes, where values can be seen; elsewhere the loss of its row is
+        NaN, see `check`. Everything is raised before any work.
 
     See Also
     --------
