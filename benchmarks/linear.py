@@ -2,7 +2,8 @@
 
 Run ``python benchmarks/linear.py`` with nothing else running: 2048 rows of 512 features, 32,000
 classes, float32. Prints the medians of interleaved rounds, their ratios, and the anonymous memory
-that a call of ours takes at its most, in a fresh process each.
+that a call of ours takes at its most, in a fresh process each; that of other sizes as well, to see
+what it grows with.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -35,14 +36,33 @@ RATIOS = {
     ("NumPy, loss + gradients", "NumPy, 3 products"): "at most 1.25",
 }
 
-WEIGHED = ("torch, loss + gradients", "torch, loss alone", "NumPy, loss + gradients")
+BACKWARD, ALONE, NUMPY = "torch, loss + gradients", "torch, loss alone", "NumPy, loss + gradients"
 
 
-def calls(rows: int = ROWS, classes: int = CLASSES) -> dict[str, Callable[[], Any]]:
+class Size(NamedTuple):
+    """How large a problem is."""
+
+    rows: int = ROWS
+    classes: int = CLASSES
+    features: int = FEATURES
+
+
+#: Whose memory is measured: at the size that is timed, at 16 times the rows and the classes of a
+#: small one, and of an evaluation whose logits are 31 GiB.
+FEW = 64
+WEIGHED = [
+    *((name, Size()) for name in (BACKWARD, ALONE, NUMPY)),
+    *((BACKWARD, Size(*size, FEW)) for size in ((2048, 8000), (32_768, 8000), (2048, 128_000))),
+    (ALONE, Size(65_536, 128_256, FEW)),
+]
+
+
+def calls(size: Size) -> dict[str, Callable[[], Any]]:
     """Everything that is measured, on the same data."""
+    rows, classes, features = size
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, FEATURES, generator=generator)
-    w = torch.randn(classes, FEATURES, generator=generator) * 0.05
+    x = torch.randn(rows, features, generator=generator)
+    w = torch.randn(classes, features, generator=generator) * 0.05
     t = torch.randint(0, classes, (rows,), generator=generator)
     leaves = x.clone().requires_grad_(), w.clone().requires_grad_()
     chunked = LinearCrossEntropyOptions()
@@ -76,7 +96,7 @@ def calls(rows: int = ROWS, classes: int = CLASSES) -> dict[str, Callable[[], An
 
 def timed() -> dict[str, float]:
     """Median seconds of each, after a first call that is not counted."""
-    every = calls()
+    every = calls(Size())
     taken: dict[str, list[float]] = {name: [] for name in every}
     for played in range(ROUNDS + 1):
         for name, call in every.items():
@@ -87,10 +107,10 @@ def timed() -> dict[str, float]:
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
-def weighed(name: str) -> float:
+def weighed(name: str, *size: int) -> float:
     """Mebibytes that a call takes, after a small one that loads what is loaded once."""
-    calls(64, 1000)[name]()
-    call = calls()[name]
+    calls(Size(64, 1000))[name]()
+    call = calls(Size(*size))[name]
     with Watch() as watch:
         call()
     return watch.peak - watch.before
@@ -105,13 +125,13 @@ def main() -> None:
     ratios = Table("ratio", "measured", "asked")
     for (ours, theirs), asked in RATIOS.items():
         ratios.add_row(f"{ours} / {theirs}", f"{seconds[ours] / seconds[theirs]:.2f}", asked)
-    memory = Table("anonymous memory, MiB", "peak", "of which gradients")
-    gradients = (ROWS + CLASSES) * FEATURES * 4 / 2**20
-    for name in WEIGHED:
-        command = [sys.executable, __file__, name]
+    memory = Table("anonymous memory, MiB", "rows", "classes", "features", "beyond gradients")
+    for name, size in WEIGHED:
+        numbers = [*map(str, size)]
+        command = [sys.executable, __file__, name, *numbers]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        of_them = gradients if "gradients" in name else 0.0
-        memory.add_row(name, f"{float(done.stdout):.1f}", f"{of_them:.1f}")
+        gradients = 0 if name == ALONE else (size.rows + size.classes) * size.features * 4 / 2**20
+        memory.add_row(name, *numbers, f"{float(done.stdout) - gradients:.1f}")
     console = Console()
     for part in (table, ratios, memory):
         console.print(part)
@@ -119,6 +139,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        print(weighed(sys.argv[1]))
+        print(weighed(sys.argv[1], *map(int, sys.argv[2:])))
     else:
         main()
