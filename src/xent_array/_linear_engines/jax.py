@@ -19,6 +19,7 @@ from xent_array import _engines
 from xent_array._batch import Arrays, Batch, apart, together
 from xent_array._engines.jax import derived
 from xent_array._evaluate import Result
+from xent_array._gradient import times_upstream
 from xent_array._linear_engines import at_once
 from xent_array._namespace import Array
 from xent_array._projected import Parts, Projected, flattened
@@ -104,7 +105,7 @@ def _total_jvp(bare: Batch, primals: Any, tangents: Any) -> Any:
     wanted = Parts(*(x is not None and not isinstance(x, SymbolicZero) for x in directions))
     total, grads = _total_and_grads(together(bare, arrays), parts, wanted)
     along = (
-        jnp.sum(grad * jnp.astype(direction, grad.dtype))
+        jnp.sum(times_upstream(jnp, grad, jnp.astype(direction, grad.dtype)))
         for grad, direction, want in zip(grads, directions, wanted, strict=True)
         if want
     )
