@@ -40,6 +40,12 @@ class Projected(NamedTuple):
     upstream: Array | None = None  # what the derivatives of a reduced loss are multiplied by
     given: Given | None = None
 
+    @property
+    def grad_output(self) -> Array | None:
+        """What the derivatives are multiplied by, in the shape of the loss."""
+        per_row = self.batch.grad_output
+        return self.upstream if per_row is None else per_row[..., 0]
+
 
 def gather_projected(
     parts: Parts, target: Array, options: Options, *, grad_output: Array | None = None

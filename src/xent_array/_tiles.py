@@ -1,7 +1,7 @@
 """A projected call evaluated tile by tile: logits are made, read, turned into gradients, dropped.
 
-A tile is some rows with all their classes, a batch of the loss like any. Rows so wide that few
-would fit are cut along their classes as well; what is known of the slabs is merged.
+A tile is some rows with all their classes, a batch of the loss like any. Rows wider than a tile
+are cut along their classes as well; what is known of the slabs is merged.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ SLAB_ROWS, SLAB_BYTES = 256, 1 << 24
 def evaluate_tiles(call: Projected, wanted: Wanted = NOTHING) -> tuple[Result, Parts]:
     """Evaluate the loss, statistics where asked for, and the derivatives that are wanted.
 
-    None of it is differentiable. The derivatives are flattened, as the rows are.
+    None of it is differentiable.
     """
-    shape = call.batch.shape
+    shape, features = call.batch.shape, call.parts.features
     call = flattened(call)
     batch = call.batch._replace(differentiable=False)
     call, backend = call._replace(batch=batch), batch.backend
@@ -48,7 +48,10 @@ def evaluate_tiles(call: Projected, wanted: Wanted = NOTHING) -> tuple[Result, P
         counts = counts_of(batch)
         slopes = Slopes(call, wanted, 1.0 if counts is None else 1.0 / divisor(batch, counts))
         loss, stats = _walk(call, slopes if any(wanted[:3]) else None)
-        return assembled(batch, shape, loss, stats, counts), slopes.finished()
+        grads = slopes.finished()
+        if grads.features is not None:
+            grads = grads._replace(features=backend.xp.reshape(grads.features, features.shape))
+        return assembled(batch, shape, loss, stats, counts), grads
 
 
 def counts_of(batch: Batch) -> Counts | None:

@@ -114,7 +114,7 @@ class Kernels:
         *,
         place: bool,
     ) -> RowStats:
-        """Read rows of logits; `weight`, of each class or of all, and `place` if asked for."""
+        """Read rows of logits; see `_kernels.Kernels`."""
         shape, producer = index.shape, self._producer
         with producer.current(z) as stream:
             top, rest, picked = (producer.empty(shape, dtype, z) for _ in range(3))
@@ -140,11 +140,7 @@ class Kernels:
         chosen: Array,
         kept: Array | None,
     ) -> None:
-        """Write ``exp(scale·(z - top))·pull - even·weight``, and what is `chosen` at the index.
-
-        `even` may be one number for all rows; without a `weight` that of each class is 1. Rows that
-        are not kept become 0. `into` may be `z`; numbers of rows have a class axis of length one.
-        """
+        """Write the gradients of rows; see `_kernels.Kernels`."""
         shape = top.shape
         with self._producer.current(z) as stream:
             weight = None if even is None else self._line(weight, z.shape[-1:])

@@ -40,7 +40,7 @@ def _read_as(dtype: Any) -> Any:
 def row_stats(
     z: Array, index: Array, weight: Array | float | None, scale: float, dtype: Any, *, place: bool
 ) -> RowStats:
-    """Read rows of logits; `weight`, of each class or of all, and `place` if asked for."""
+    """Read rows of logits; see `_kernels.Kernels`."""
     shape, rows, none = index.shape, index.size, _NONE[dtype]
     if isinstance(weight, float):
         weight = np.full(z.shape[-1], weight, dtype)
@@ -75,11 +75,7 @@ def row_grad(
     chosen: Array,
     kept: Array | None,
 ) -> None:
-    """Write ``exp(scale·(z - top))·pull - even·weight``, and what is `chosen` at the index.
-
-    `even` may be one number for all rows; without a `weight` that of each class is 1. Rows that are
-    not kept become 0. `into` may be `z`; numbers of rows have a class axis of length one.
-    """
+    """Write the gradients of rows; see `_kernels.Kernels`."""
     dtype, shape = top.dtype, top.shape
     evens = weights = _NONE[dtype]
     if even is not None:

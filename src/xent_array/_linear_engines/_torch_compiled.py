@@ -14,6 +14,7 @@ import torch
 
 from xent_array._evaluate import Result
 from xent_array._gradient import times_upstream
+from xent_array._linear_engines._torch_recomputed import placed
 from xent_array._options import Options
 from xent_array._projected import Given, Parts, Projected, gather_projected
 from xent_array._rowwise import Stats
@@ -43,9 +44,8 @@ def value(call: Projected) -> Result:
 
 def value_and_grads(call: Projected) -> tuple[Result, Parts]:
     """Evaluate the loss and its gradients, constants to torch."""
-    upstream = call.upstream if call.batch.grad_output is None else call.batch.grad_output[..., 0]
     with torch.no_grad():
-        return _results(call, Wanted(*(x is not None for x in call.parts)), upstream)
+        return _results(call, Wanted(*(x is not None for x in call.parts)), call.grad_output)
 
 
 def _results(
@@ -70,7 +70,7 @@ def _results(
         wanted=list(wanted),
     )
     found = iter(others)
-    grads = Parts(*[next(found) if want else None for want in wanted[:3]])
+    grads = Parts(*placed(wanted[:3], found))
     return Result(loss, None, Stats(*found) if options.return_stats else None), grads
 
 
@@ -116,8 +116,7 @@ def _operator(
     with torch.no_grad():
         call = gather_projected(parts, target, options, grad_output=upstream)
         result, grads = evaluate_tiles(call, Wanted(*wanted))
-        shaped = [g.reshape(x.shape) for g, x in zip(grads, parts, strict=True) if g is not None]
-    return [result.loss, *shaped, *(result.stats or ())]
+    return [result.loss, *(g for g in grads if g is not None), *(result.stats or ())]
 
 
 @_operator.register_fake
@@ -159,10 +158,9 @@ def _backward(ctx: Any, upstream: list[torch.Tensor]) -> tuple[Any, ...]:
         wanted, names = ctx.needs_input_grad[:3], f"{words['names']} grad_output"
         words = {**words, "names": names, "wanted": [*wanted, False]}
         _, *found = _operator(*saved[:4], [*saved[4:], upstream[0]], **words)
-    some = iter(found)
-    grads = [next(some) if want else None for want in wanted]
-    cast = [None if g is None else g.to(x) for g, x in zip(grads, ctx.dtypes, strict=True)]
-    return (*cast, None, [None] * ctx.count)
+    pairs = zip(placed(wanted, found), ctx.dtypes, strict=True)
+    grads = (None if g is None else g.to(dtype) for g, dtype in pairs)
+    return (*grads, None, [None] * ctx.count)
 
 
 _operator.register_autograd(_backward, setup_context=_keep)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import compress
 from typing import Any
 
@@ -45,14 +45,14 @@ class _Recomputed(torch.autograd.Function):
         arguments, wanted = ctx.saved_tensors, ctx.needs_input_grad[1:]
         back = functools.partial(_backward, ctx.function, ctx.differentiable, wanted)
         grads = recomputed(back, *arguments, *compress(upstream, ctx.differentiable))
-        return (None, *_placed(wanted, iter(grads)))
+        return (None, *placed(wanted, grads))
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         moving = tuple(x is not None for x in tangents)
         along = functools.partial(_forward, ctx.function, ctx.differentiable, moving, ctx.results)
         slopes = recomputed(along, *ctx.saved_tensors, *compress(tangents, moving))
-        return _placed(ctx.differentiable, iter(slopes))
+        return placed(ctx.differentiable, slopes)
 
 
 def _backward(
@@ -62,7 +62,7 @@ def _backward(
     arguments, upstream = given[: len(wanted)], given[len(wanted) :]
 
     def of_wanted(*some: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        moved = _placed(wanted, iter(some))
+        moved = placed(wanted, some)
         every = (a if b is None else b for a, b in zip(arguments, moved, strict=True))
         return tuple(compress(function(*every), differentiable))
 
@@ -91,6 +91,7 @@ def _forward(
     return slopes
 
 
-def _placed(flags: Iterable[bool], items: Iterator[Any]) -> tuple[Any, ...]:
+def placed(flags: Iterable[bool], items: Iterable[Any]) -> tuple[Any, ...]:
     """The items where the flags are set, None elsewhere."""
-    return tuple(next(items) if flag else None for flag in flags)
+    some = iter(items)
+    return tuple(next(some) if flag else None for flag in flags)

@@ -1,4 +1,4 @@
-"""All logits at once, as one expression: what is traced or lazy, and derivatives of any order."""
+"""All logits at once, as one expression: what is traced or lazy, and what lies on a mesh."""
 
 from __future__ import annotations
 

@@ -15,6 +15,4 @@ def value(call: Projected) -> Result:
 
 def value_and_grads(call: Projected) -> tuple[Result, Parts]:
     """Evaluate the loss and its derivatives by all that the logits are made of."""
-    result, grads = evaluate_tiles(call, Wanted(True, True, True))
-    shaped = call.batch.backend.xp.reshape(grads.features, call.parts.features.shape)
-    return result, grads._replace(features=shaped)
+    return evaluate_tiles(call, Wanted(True, True, True))

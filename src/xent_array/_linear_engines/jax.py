@@ -47,19 +47,18 @@ def value(call: Projected) -> Result:
 
 def value_and_grads(call: Projected) -> tuple[Result, Parts]:
     """Evaluate the loss and its gradients, constants to whatever differentiates."""
-    batch, parts, upstream, _ = jax.tree.map(
+    call = jax.tree.map(
         lambda x: jax.lax.stop_gradient(x) if isinstance(x, jax.Array) else x,
         call,
         is_leaf=lambda x: not isinstance(x, tuple) or isinstance(x, jax.Array),
     )
-    if batch.grad_output is not None:
-        upstream = batch.grad_output[..., 0]
+    upstream = call.grad_output
 
     def loss_of(parts: Parts) -> tuple[Array, Result]:
-        result = value(Projected(batch, parts))
+        result = value(Projected(call.batch, parts))
         return result.loss, result
 
-    loss, pull, result = jax.vjp(loss_of, parts, has_aux=True)
+    loss, pull, result = jax.vjp(loss_of, call.parts, has_aux=True)
     factor = jnp.ones_like(loss) if upstream is None else jnp.astype(upstream, loss.dtype)
     (grads,) = pull(jnp.broadcast_to(factor, loss.shape))
     return result, grads

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from xent_array._batch import Arrays, apart, together
 from xent_array._evaluate import Result
 from xent_array._gradient import times_upstream
 from xent_array._linear_engines import _torch_compiled, _torch_tiles, at_once, in_tiles
+from xent_array._linear_engines._torch_recomputed import placed
 from xent_array._projected import Parts, Projected
 from xent_array._rowwise import Stats
 from xent_array._slopes import NOTHING, Wanted
@@ -96,7 +98,8 @@ class _Loss(torch.autograd.Function):
             again if miss else _times(grad, by_loss)
             for grad, again, miss in zip(kept, made, missing, strict=True)
         )
-        return (*map(_shaped, grads, call.parts), None)
+        pairs = zip(grads, call.parts, strict=True)
+        return (*(None if g is None else g.to(x.dtype) for g, x in pairs), None)
 
 
 def _taken(grads: list[torch.Tensor | None], place: int) -> torch.Tensor | None:
@@ -125,23 +128,19 @@ def _times(grad: torch.Tensor | None, factor: torch.Tensor) -> torch.Tensor | No
     return found
 
 
-def _shaped(grad: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
-    return None if grad is None else grad.to(like.dtype).reshape(like.shape)
-
-
 def _derived(
     call: Projected, needed: tuple[bool, ...], upstream: Sequence[torch.Tensor | None]
-) -> list[torch.Tensor | None]:
+) -> tuple[torch.Tensor | None, ...]:
     """The gradients as torch derives them: to be differentiated again, or of more than the loss."""
+    if all(g is None for g in upstream):
+        return placed([False] * len(needed), ())
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         aliases = [None if x is None else x.view_as(x) for x in call.parts]
         result = _torch_tiles.value(call._replace(parts=Parts(*aliases)))
         outputs = (result.loss, *(result.stats or ())[:1])
-        pairs = [(x, g) for x, g in zip(outputs, upstream, strict=True) if g is not None]
+        given = [g is not None for g in upstream]
+        values, factors = ([*compress(x, given)] for x in (outputs, upstream))
         inputs = [x for x, need in zip(aliases, needed, strict=True) if need and x is not None]
-        if not pairs:
-            return [None] * len(needed)
-        values, factors = map(list, zip(*pairs, strict=True))
-        grads = iter(torch.autograd.grad(values, inputs, factors, create_graph=again))
-    return [next(grads) if need else None for need in needed]
+        grads = torch.autograd.grad(values, inputs, factors, create_graph=again)
+    return placed(needed, grads)
