@@ -11,7 +11,15 @@ import numpy as np
 from numba import carray
 from numpy.lib.stride_tricks import as_strided
 
-from xent_array._kernels._arithmetic import EXACT, add_exactly, exp, narrow, pointer, widen
+from xent_array._kernels._arithmetic import (
+    ANY_ORDER,
+    EXACT,
+    add_exactly,
+    exp,
+    narrow,
+    pointer,
+    widen,
+)
 
 #: How many numbers are worked on in step: a few vectors, to keep several operations under way.
 LANES = 128
@@ -27,14 +35,31 @@ def raise_to(top, x):
 
 
 @compiled
+def part_of(v, top, scale, nothing, one):
+    """What an entry adds to the exponentials below the top, and to how many equal it."""
+    e = exp(scale * (v - top))
+    return (nothing, one) if v == top else (e, nothing)
+
+
+@compiled
 def add_below(rest, ties, x, top, scale):
     """Add the exponentials of what lies below the top; count what equals it."""
     nothing, one = top.dtype.type(0), top.dtype.type(1)
     for k in range(LANES):
-        v = widen(x[k])
-        e = exp(scale * (v - top[k]))
-        rest[k] += nothing if v == top[k] else e
-        ties[k] += one if v == top[k] else nothing
+        e, tie = part_of(widen(x[k]), top[k], scale, nothing, one)
+        rest[k] += e
+        ties[k] += tie
+
+
+@numba.njit(nogil=True, **ANY_ORDER)
+def sum_below(x, top, scale, nothing, one):
+    """The same of adjacent entries that have one top, in lanes that never leave the processor."""
+    rest, ties = nothing, nothing
+    for k in range(len(x)):
+        e, tie = part_of(widen(x[k]), top, scale, nothing, one)
+        rest += e
+        ties += tie
+    return rest, ties
 
 
 @compiled

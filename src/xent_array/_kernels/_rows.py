@@ -44,12 +44,17 @@ from xent_array._kernels._lanes import (
     seen,
     settle,
     settled,
+    sum_below,
     sum_of,
     widen_to,
 )
 
 #: How many numbers a lane adds up before the lanes are added, exactly, to the total.
 RUN = 32
+
+#: How many classes are added up before their sum is added, exactly, to the total: to some tens of
+#: lanes, whatever vectors there are.
+STRETCH = 2048
 
 #: How many classes are worked on at once where lanes are rows: what fits the first cache.
 TILE = 64
@@ -67,19 +72,17 @@ def kernel(function: Callable[..., None]) -> Any:
 
 
 @compiled
-def rest_of(z, i, whole, last, top, scale, below, ties):
+def rest_of(z, i, whole, last, top, scale):
     """Sum a row's exponentials below its top; `last` holds the classes after the `whole` blocks."""
-    ties[:] = 0
-    total, lost = 0.0, 0.0
-    for begin in range(0, whole, RUN * LANES):
-        below[:] = 0
-        for start in range(begin, min(begin + RUN * LANES, whole), LANES):
-            add_below(below, ties, line(z, i, start, LANES), top, scale)
-        total, lost = add_exactly(total, lost, sum_of(below))
-    below[:] = 0
-    add_below(below, ties, last, top, scale)
-    total, lost = add_exactly(total, lost, sum_of(below))
-    return settled(total, lost) + (sum_of(ties) - 1)
+    nothing, one = last.dtype.type(0), last.dtype.type(1)
+    below, ties = sum_below(last, top, scale, nothing, one)
+    total, lost = add_exactly(0.0, 0.0, below)
+    for start in range(0, whole, STRETCH):
+        part = line(z, i, start, min(STRETCH, whole - start))
+        below, more = sum_below(part, top, scale, nothing, one)
+        total, lost = add_exactly(total, lost, below)
+        ties += more
+    return settled(total, lost) + (ties - 1)
 
 
 @compiled
@@ -117,8 +120,8 @@ def wide_stats(
     top, rest, picked = found[0, at:], found[1, at:], found[2, at:]
     z = seen(origin, rows, classes, row_step, class_step)
     whole = classes - classes % LANES
-    lanes = np.zeros((5, LANES), top.dtype)
-    high, below, ties, last, last_weight = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
+    lanes = np.zeros((4, LANES), top.dtype)
+    high, below, last, last_weight = lanes[0], lanes[1], lanes[2], lanes[3]
     last[:] = -np.inf  # a class that is not there has no part in any sum
     if even.size:
         last_weight[: classes - whole] = weight[whole:]
@@ -130,7 +133,7 @@ def wide_stats(
             raise_to(high, line(z, i, start, LANES))
         raise_to(high, last)
         high[:] = greatest(high)
-        below_top = rest_of(z, i, whole, last, high, scale, below, ties)
+        below_top = rest_of(z, i, whole, last, high[0], scale)
         top[i], rest[i] = agreed(high[0], below_top)
         picked[i] = scale * (widen(row[index[i]]) - top[i])
         if even.size:
