@@ -25,6 +25,12 @@ PORTABLE, KERNELS = ENGINES = "portable", "kernels"
 #: What distance is counted in: one pass over the logits, on all cores.
 READ = "torch.amax: one read"
 
+#: What no gradient takes less than: the same, and memory for the result to be taken and written.
+COPY = "torch.copy_: one read, one new array"
+
+#: Those that are no loss.
+PACES = frozenset({READ, COPY})
+
 
 def anything(_: Problem) -> bool:
     """Whether a problem is one for a contestant that takes them all."""
@@ -35,7 +41,7 @@ class Peer(NamedTuple):
     """A contestant."""
 
     name: str
-    forward: Prepare
+    forward: Prepare | None
     gradient: Prepare | None = None
     #: Whether a problem is one for it.
     takes: Callable[[Problem], bool] = anything

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 import xent_array
 
-from peers import READ, Call, Peer, Prepare, both_engines
+from peers import COPY, READ, Call, Peer, Prepare, both_engines
 from problems import SHAPES
 
 
@@ -64,6 +64,12 @@ def one_read(logits: np.ndarray, _: np.ndarray) -> Call:
     return functools.partial(torch.amax, tensor(logits))
 
 
+def one_copy(logits: np.ndarray, _: np.ndarray) -> Call:
+    """The logits in memory that NumPy takes, in huge pages where there are any."""
+    source = tensor(logits)
+    return lambda: tensor(np.empty_like(logits)).copy_(source)
+
+
 PEERS = [
     *both_engines("torch", forward(xent_array.cross_entropy), backward(xent_array.cross_entropy)),
     Peer("torch: F.cross_entropy", forward(cross_entropy), backward(cross_entropy)),
@@ -75,4 +81,5 @@ PEERS = [
         compiled=True,
     ),
     Peer(READ, one_read, most=1e10),
+    Peer(COPY, None, one_copy),
 ]
