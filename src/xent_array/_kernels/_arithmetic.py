@@ -136,7 +136,7 @@ def exp(x):
     to 1.5·2^23 (or 2^52) a small number is rounded to an integer, which then lies in the last bits.
     n·ln 2 is subtracted in two parts, the first of so few bits that its product is exact. exp(r)
     is 1 + r + r²·p(r), with p of the least greatest relative error for its degree (by Remez's
-    exchange), which is a twentieth of a unit of rounding. The power of two is made of its bits, too
+    exchange), about a twentieth of a unit of rounding. The power of two is made of its bits, too
     great by a factor that leaves it normal, and divided by that.
     """
     raise NotImplementedError

@@ -52,11 +52,12 @@ def add_below(rest, ties, x, top, scale):
 
 
 @numba.njit(nogil=True, **ANY_ORDER)
-def sum_below(x, top, scale, nothing, one):
-    """The same of adjacent entries that have one top, in lanes that never leave the processor."""
-    rest, ties = nothing, nothing
+def sum_below(x, top, scale):
+    """The same of adjacent entries of one row, in lanes that never leave the processor."""
+    nothing, one = top.dtype.type(0), top.dtype.type(1)
+    rest, ties, high = nothing, nothing, top[0]
     for k in range(len(x)):
-        e, tie = part_of(widen(x[k]), top, scale, nothing, one)
+        e, tie = part_of(widen(x[k]), high, scale, nothing, one)
         rest += e
         ties += tie
     return rest, ties

@@ -74,12 +74,11 @@ def kernel(function: Callable[..., None]) -> Any:
 @compiled
 def rest_of(z, i, whole, last, top, scale):
     """Sum a row's exponentials below its top; `last` holds the classes after the `whole` blocks."""
-    nothing, one = last.dtype.type(0), last.dtype.type(1)
-    below, ties = sum_below(last, top, scale, nothing, one)
+    below, ties = sum_below(last, top, scale)
     total, lost = add_exactly(0.0, 0.0, below)
     for start in range(0, whole, STRETCH):
         part = line(z, i, start, min(STRETCH, whole - start))
-        below, more = sum_below(part, top, scale, nothing, one)
+        below, more = sum_below(part, top, scale)
         total, lost = add_exactly(total, lost, below)
         ties += more
     return settled(total, lost) + (ties - 1)
@@ -133,7 +132,7 @@ def wide_stats(
             raise_to(high, line(z, i, start, LANES))
         raise_to(high, last)
         high[:] = greatest(high)
-        below_top = rest_of(z, i, whole, last, high[0], scale)
+        below_top = rest_of(z, i, whole, last, high, scale)
         top[i], rest[i] = agreed(high[0], below_top)
         picked[i] = scale * (widen(row[index[i]]) - top[i])
         if even.size:
