@@ -48,10 +48,15 @@ def compute_dtype(dtype):
 
 
 class Word(ctypes.Union):
-    _fields_ = (("integer", ctypes.c_int64), ("number", ctypes.c_double))
+    _fields_ = (
+        *(("integer", ctypes.c_int64), ("number", ctypes.c_double)),
+        ("struct", ctypes.c_char_p),
+    )
 
 
 def word(x):
+    if isinstance(x, bytes):
+        return Word(struct=x)
     return Word(number=x) if isinstance(x, float) else Word(integer=x)
 
 
@@ -80,6 +85,8 @@ class Processor(Recorder):
 class NumpyMemory:
     """NumPy's arrays in the place of a GPU's; fresh memory holds junk."""
 
+    ARRAY = np.ndarray
+
     def __init__(self, number=0, stream=0):
         self.number, self.stream, self.active = number, stream, False
 
@@ -101,6 +108,9 @@ class NumpyMemory:
     def steps(self, x):
         return tuple(stride // x.itemsize for stride in x.strides)
 
+    def scratch(self, size, like):
+        return self.empty(size, np.uint8, like)
+
     def empty(self, shape, dtype, like):
         assert self.active
         return np.full(shape, 99, dtype)
@@ -108,3 +118,4 @@ class NumpyMemory:
     def line(self, x, shape):
         assert self.active
         return np.ascontiguousarray(np.broadcast_to(x, shape))
+

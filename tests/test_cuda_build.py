@@ -1,7 +1,9 @@
 """The CUDA kernels as NVRTC compiles them, for GPUs that need not be there."""
 
+import ctypes
 import io
 import re
+import types
 
 import pytest
 
@@ -11,8 +13,9 @@ pytest.importorskip("cuda.core", reason="there is no cuda.core here, hence no NV
 
 from cuda.core import Program, ProgramOptions
 
-from xent_array._kernels import nvrtc
-from xent_array._kernels.cuda import NAMES, Form
+from xent_array._kernels import columns, nvrtc
+from xent_array._kernels.cuda import NAMES
+from xent_array._kernels.launches import Form
 
 pytestmark = [
     pytest.mark.library("numpy"),
@@ -25,7 +28,8 @@ def test_every_kernel_keeps_to_registers(architecture):
     """Nothing is spilled, nothing lies in local memory, and a block of 256 threads fits."""
     log = io.StringIO()
     options = ProgramOptions(arch=architecture, ptxas_options=["-v"])
-    Program(nvrtc.SOURCE.read_text("utf-8"), "c++", options).compile("cubin", logs=log)
+    source = "".join(path.read_text("utf-8") for path in nvrtc.SOURCES)
+    Program(source, "c++", options).compile("cubin", logs=log)
     told = re.findall(
         r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
         r"(\d+) bytes spill loads.*?Used (\d+) registers",
@@ -55,9 +59,8 @@ def test_what_was_compiled_is_kept_on_disk(fresh, monkeypatch):
     code = nvrtc.compiled("sm_90").code
     assert [path for path in fresh.rglob("*") if path.is_file()]
     nvrtc.compiled.cache_clear()
-    monkeypatch.setattr(
-        nvrtc, "SOURCE", written(fresh / "same.cu", nvrtc.SOURCE.read_text("utf-8"))
-    )
+    copies = [written(fresh / path.name, path.read_text("utf-8")) for path in nvrtc.SOURCES]
+    monkeypatch.setattr(nvrtc, "SOURCES", copies)
     before = len(list(fresh.rglob("*")))
     assert nvrtc.compiled("sm_90").code == code
     assert len(list(fresh.rglob("*"))) == before
@@ -88,7 +91,7 @@ class Loaded:
     """What a driver makes of the program."""
 
     def get_kernel(self, name):
-        return f"kernel {name}"
+        return types.SimpleNamespace(handle=NAMES.index(name) + 1)
 
 
 class Refused:
@@ -98,7 +101,7 @@ class Refused:
 
 def test_why_a_device_has_no_kernels(fresh, monkeypatch):
     monkeypatch.setattr(nvrtc, "Device", Device)
-    monkeypatch.setattr(nvrtc, "SOURCE", written(fresh / "wrong.cu", "this is no C++"))
+    monkeypatch.setattr(nvrtc, "SOURCES", [written(fresh / "wrong.cu", "this is no C++")])
     assert nvrtc.why_not(0) == "the GPU has compute capability 7.5, and 8.0 is needed"
     assert nvrtc.why_not(1).startswith("NVRTC does not compile for sm_80: ")
     monkeypatch.setattr(nvrtc, "compiled", lambda architecture: Refused())
@@ -110,14 +113,59 @@ def test_why_a_device_has_no_kernels(fresh, monkeypatch):
         nvrtc.launch(2, 0, Form("wide_stats_float32", 1, 32), ())
 
 
-def test_a_launch_goes_to_the_stream_it_was_given(fresh, monkeypatch):
+@pytest.fixture
+def driver(fresh, monkeypatch):
+    """What the driver is asked to launch; it has a function of the name."""
     asked = []
-    monkeypatch.setattr(nvrtc, "enqueue", lambda *args: asked.append(args))
+
+    def launch(*args):
+        asked.append(args)
+        return (0,)
+
+    monkeypatch.setattr(nvrtc.driver, "cuLaunchKernel", launch)
     monkeypatch.setattr(nvrtc, "Device", Device)
     monkeypatch.setattr(nvrtc, "compiled", lambda architecture: Loaded())
+    return asked
+
+
+def test_a_launch_goes_to_the_stream_it_was_given(driver, monkeypatch):
+    """Its arguments are of eight bytes each, and are where the pointers say."""
+    found = []
+
+    def launch(*args):
+        pointers = (ctypes.c_void_p * 2).from_address(args[-2])
+        found.append(ctypes.c_int64.from_address(pointers[0]).value)
+        found.append(ctypes.c_double.from_address(pointers[1]).value)
+        driver.append(args)
+        return (0,)
+
+    monkeypatch.setattr(nvrtc.driver, "cuLaunchKernel", launch)
     nvrtc.launch(1, 0xABC, Form("wide_stats_float32", 7, 64), (1 << 40, 0.5))
-    ((stream, config, kernel, *arguments),) = asked
-    assert stream.__cuda_stream__() == (0, 0xABC)
-    assert (config.grid, config.block) == ((7, 1, 1), (64, 1, 1))
-    assert kernel == "kernel wide_stats_float32"
-    assert arguments == [1 << 40, 0.5]
+    ((kernel, *form, stream, _, extra),) = driver
+    assert int(kernel) == NAMES.index("wide_stats_float32") + 1
+    assert (form, stream, extra) == ([7, 1, 1, 64, 1, 1, 0], 0xABC, 0)
+    assert found == [1 << 40, 0.5]
+
+
+def test_a_struct_is_one_argument(driver):
+    nvrtc.launch(1, 0, Form("columns_float32", 1, 128), (b"12345678" * 200,))
+    assert len(driver) == 1
+
+
+def test_what_the_driver_refuses(driver, monkeypatch):
+    monkeypatch.setattr(nvrtc.driver, "cuLaunchKernel", lambda *args: (700,))
+    with pytest.raises(RuntimeError, match="wide_stats_float32.* was not launched: 700"):
+        nvrtc.launch(1, 0, Form("wide_stats_float32", 1, 32), (1,))
+
+
+def test_the_struct_is_as_large_as_the_kernels():
+    """What is written in Python is read in C++."""
+    source = nvrtc.SOURCES[1].read_text("utf-8")
+    (sizes,) = re.findall(r"enum \{ (SLOTS.*?) \};", source)
+    for name, value in re.findall(r"(\w+) = (\d+)", sizes):
+        assert getattr(columns, name) == int(value), name
+    (names,) = re.findall(r"enum Op \{(.*?)\};", source, re.DOTALL)
+    names = [name.strip().replace("_", " ").lower() for name in names.split(",")]
+    assert names == list(columns.OPERATIONS)
+    (dtypes,) = re.findall(r"enum Dtype \{(.*?)\};", source, re.DOTALL)
+    assert [name.strip().lower() for name in dtypes.split(",")] == list(columns.DTYPES)

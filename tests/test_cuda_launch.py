@@ -171,6 +171,7 @@ def test_cupys_arrays(monkeypatch):
         return types.SimpleNamespace(ptr=0xABC if device.depth else 0)
 
     cupy = types.ModuleType("cupy")
+    cupy.ndarray = CupysArray
     cupy.cuda = types.SimpleNamespace(get_current_stream=stream)
     cupy.empty_like, cupy.broadcast_to = np.empty_like, functools.partial(np.broadcast_to, subok=1)
     cupy.ascontiguousarray = np.asanyarray

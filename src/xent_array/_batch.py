@@ -227,21 +227,21 @@ def apart(batch: Batch, kind: type) -> tuple[Batch, Arrays]:
     held = arrays_of(batch)
     arrays = Arrays(*[x if isinstance(x, kind) else None for x in held])
     numbers = Arrays(*[x if own is None else None for x, own in zip(held, arrays, strict=True)])
-    return _with_arrays(batch, numbers, batch[:4], batch.kernels), arrays
+    return with_arrays(batch, numbers, batch[:4], batch.kernels), arrays
 
 
 def together(batch: Batch, arrays: Arrays) -> Batch:
     """Give a batch its arrays, or others; for None it keeps what it has."""
     pairs = zip(arrays, arrays_of(batch), strict=True)
     arrays = Arrays(*[own if x is None else x for x, own in pairs])
-    return _with_arrays(batch, arrays, batch[:4], batch.kernels)
+    return with_arrays(batch, arrays, batch[:4], batch.kernels)
 
 
 def moved(batch: Batch, backend: Standard, arrays: Arrays, dtype: Any) -> Batch:
     """The same batch on the arrays of another library, a result of `dtype` constant to it."""
     softcap, scale = batch.softcap, arrays.logit_scale
     kernels = _kernels_for(backend, arrays.logits, batch.target, softcap, scale)
-    return _with_arrays(batch, arrays, (backend, dtype, dtype, False), kernels)
+    return with_arrays(batch, arrays, (backend, dtype, dtype, False), kernels)
 
 
 def arrays_of(batch: Batch) -> Arrays:
@@ -260,7 +260,7 @@ def arrays_of(batch: Batch) -> Arrays:
     )
 
 
-def _with_arrays(
+def with_arrays(
     batch: Batch, arrays: Arrays, library: tuple[Any, ...], kernels: Kernels | None
 ) -> Batch:
     """The same call on other arrays, those of a library as the first fields of a batch tell it."""

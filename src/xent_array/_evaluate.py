@@ -223,14 +223,14 @@ def _of_block(
     reading = read(batch, block, slabs)
     loss, stats = conclude(batch, block, reading)
     grad = counts = None
+    if batch.reduction != "none":
+        loss = batch.backend.total(loss)
+    if batch.reduction == "mean" and demand is None:
+        counts = counts_of_block(batch, block, reading.rows)
     if demand is not None:
         grad = gradient(batch, block, slabs, reading, demand)
     seen = _what_gradients_need(batch, reading) if keep else ()
-    if batch.reduction == "none":
-        return Outcome(loss, None, grad, stats, seen)
-    if batch.reduction == "mean" and demand is None:
-        counts = counts_of_block(batch, block, reading.rows)
-    return Outcome(batch.backend.total(loss), counts, grad, stats, seen)
+    return Outcome(loss, counts, grad, stats, seen)
 
 
 def _what_gradients_need(batch: Batch, reading: Reading) -> list[Array | None]:

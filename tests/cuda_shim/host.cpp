@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "rows.cu"
+#include "columns.cu"
 
 // An argument as cuda.core hands it over: an integer, an address or a double, in eight bytes.
 union Word {
@@ -15,6 +16,7 @@ union Word {
 inline void unpack(Word word, i64& to) { to = word.integer; }
 inline void unpack(Word word, double& to) { to = word.number; }
 template <class T> void unpack(Word word, T*& to) { to = (T*)word.address; }
+template <class R> void unpack(Word word, Columns<R>& to) { to = *(const Columns<R>*)word.address; }
 
 template <class... A, std::size_t... I>
 void call(void (*kernel)(A...), const Word* words, std::index_sequence<I...>) {
@@ -38,6 +40,8 @@ RUN_ALL(float32)
 RUN_ALL(bfloat16)
 RUN_ALL(float16)
 RUN_ALL(float64)
+RUN(columns_float32)
+RUN(columns_float64)
 
 extern "C" void exponentials(const float* from, float* to, i64 count) {
   for (i64 i = 0; i < count; i++) to[i] = exponential(from[i]);

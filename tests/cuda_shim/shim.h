@@ -13,6 +13,7 @@
 #include <vector>
 
 #define DEVICE inline
+#define PARAMETER
 #define __global__
 #define __shared__ static
 #define __launch_bounds__(...)

@@ -10,6 +10,8 @@ import cupy as cp
 
 from xent_array._namespace import Array
 
+ARRAY = cp.ndarray
+
 
 def device(x: Array) -> int:
     number: int = x.device.id
@@ -39,7 +41,11 @@ def empty(shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
     return cp.empty_like(like, dtype, "C", shape=shape)
 
 
+def scratch(size: int, like: Array) -> Array:
+    return cp.empty(size, "uint8")
+
+
 def line(x: Array, shape: tuple[int, ...]) -> Array:
-    if x.shape == shape and x.flags.c_contiguous:  # mostly
+    if x.shape == shape and x.flags.c_contiguous and aligned(x):  # mostly
         return x
-    return cp.ascontiguousarray(cp.broadcast_to(x, shape))
+    return cp.array(cp.broadcast_to(x, shape), order="C", copy=True)

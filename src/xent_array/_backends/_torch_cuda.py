@@ -9,6 +9,9 @@ from typing import Any
 import torch
 
 
+ARRAY = torch.Tensor
+
+
 def holds(x: torch.Tensor) -> bool:
     """Whether a tensor lies there."""
     return x.is_cuda
@@ -40,7 +43,11 @@ def empty(shape: tuple[int, ...], dtype: Any, like: torch.Tensor) -> torch.Tenso
     return torch.empty(shape, dtype=dtype, device=like.device)
 
 
+def scratch(size: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.empty(size, dtype=torch.uint8, device=like.device)
+
+
 def line(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    if x.shape == shape and x.is_contiguous() and not x.is_neg():  # mostly
+    if x.shape == shape and x.is_contiguous() and aligned(x) and not x.is_neg():  # mostly
         return x
-    return x.detach().broadcast_to(shape).resolve_neg().contiguous()
+    return x.detach().broadcast_to(shape).resolve_neg().clone(memory_format=torch.contiguous_format)

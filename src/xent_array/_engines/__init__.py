@@ -40,4 +40,13 @@ def _engine(batch: Batch) -> ModuleType:
         from xent_array._engines import dask
 
         return dask
+    return of_memory(batch)
+
+
+def of_memory(batch: Batch) -> ModuleType:
+    """What evaluates a batch that its library does not differentiate, by where it lies."""
+    if batch.kernels is not None and batch.memory == "device":
+        from xent_array._engines import device
+
+        return device
     return _evaluate

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -54,7 +55,7 @@ def value_and_grad(batch: Batch) -> Result:
     if out is not None and (host is not None or batch.kernels is not None):
         _tell_of_writing(out)
     if host is None:
-        return _evaluate.value_and_grad(batch)
+        return _of_memory(batch).value_and_grad(batch)
     if out is None and _small(batch):
         room = host.backend.room(host.logits.shape, host.logits)  # in less time than torch's
         out = torch.from_numpy(room)
@@ -73,7 +74,7 @@ def _tell_of_writing(out: torch.Tensor) -> None:
 def _constant_value(batch: Batch) -> Result:
     host = _in_numpy(batch)
     if host is None:
-        return _evaluate.value(batch)
+        return _of_memory(batch).value(batch)
     return _in_torch(batch, _evaluate.value(host), None)
 
 
@@ -141,7 +142,7 @@ def _derived(batch: Batch, grad_loss: torch.Tensor) -> torch.Tensor:
 def _value_to_differentiate(batch: Batch) -> tuple[Array, Kept]:
     host = _in_numpy(batch)
     if host is None:
-        result, kept = _evaluate.value_to_differentiate(batch)
+        result, kept = _of_memory(batch).value_to_differentiate(batch)
         return result.loss, kept
     result, kept = _evaluate.value_to_differentiate(host)
     seen = [None if x is None else torch.from_numpy(x) for x in kept.seen]
@@ -151,7 +152,9 @@ def _value_to_differentiate(batch: Batch) -> tuple[Array, Kept]:
 def _grad_of_kept(batch: Batch, kept: Kept) -> torch.Tensor:
     host = _in_numpy(batch)
     if host is None:
-        derived: torch.Tensor = _evaluate.grad_of_kept(batch, kept)
+        by_kernels = kept.seen[3] is not None  # else the loss was torch's, and all that it kept
+        engine = _of_memory(batch) if by_kernels else _evaluate
+        derived: torch.Tensor = engine.grad_of_kept(batch, kept)
         return derived
     out = _room(batch)
     seen = [None if x is None else numpy_view(x) for x in kept.seen]
@@ -164,6 +167,15 @@ def _grad_of_kept(batch: Batch, kept: Kept) -> torch.Tensor:
 def _room(batch: Batch) -> torch.Tensor:
     room: torch.Tensor = batch.backend.room(batch.logits.shape, batch.logits)
     return room
+
+
+def _of_memory(batch: Batch) -> ModuleType:
+    """What evaluates tensors that no one but torch holds, constants to it."""
+    if batch.kernels is None:
+        return _evaluate
+    from xent_array._engines import device
+
+    return device
 
 
 # --- tensors as NumPy sees them

@@ -7,22 +7,27 @@ on the stream that is the library's current one.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from xent_array._kernels import RowStats
+from xent_array._kernels.columns import DTYPES
+from xent_array._kernels.launches import Address, Arguments, Cell, Form, Launch, launching
 from xent_array._namespace import Array
 
 #: The dtypes that kernels read, and how many entries of each a vector of 16 bytes holds.
 _ENTRIES = {"float64": 2, "float32": 4, "float16": 8, "bfloat16": 8}
 
-#: The kernels of `rows.cu`.
+#: The kernels of `rows.cu` and `columns.cu`.
 NAMES = [
-    f"{form}_{work}_{dtype}"
-    for form in ("wide", "lane")
-    for work in ("stats", "grad")
-    for dtype in _ENTRIES
+    *(
+        f"{form}_{work}_{dtype}"
+        for form in ("wide", "lane")
+        for work in ("stats", "grad")
+        for dtype in _ENTRIES
+    ),
+    *("columns_float32", "columns_float64"),
 ]
 
 #: How many vectors of a thread are on their way at once, as in `rows.cu`.
@@ -35,31 +40,21 @@ _MANY = 65
 _SHARING, _LANES = 256, 128
 
 
-class Form(NamedTuple):
-    """A kernel as it is launched: with how many blocks, of how many threads."""
-
-    kernel: str
-    blocks: int
-    threads: int
-
-
 class Program(Protocol):
     """The kernels themselves."""
 
     def why_not(self, device: int) -> str | None:
         """Why they do not run on a device, or None if they do."""
 
-    def launch(
-        self, device: int, stream: int, form: Form, arguments: tuple[int | float, ...]
-    ) -> None:
-        """Have a stream of the device, which is the current one, run a kernel some time later.
-
-        Integers, addresses and floats are handed over in eight bytes each.
-        """
+    def launch(self, device: int, stream: int, form: Form, arguments: Arguments) -> None:
+        """Have a stream of the device, which is the current one, run a kernel some time later."""
 
 
 class Producer(Protocol):
     """What an array library tells of its arrays in CUDA memory."""
+
+    #: The type of the arrays.
+    ARRAY: type
 
     def __hash__(self) -> int: ...
 
@@ -80,8 +75,11 @@ class Producer(Protocol):
     def empty(self, shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
         """Memory on the device of another array."""
 
+    def scratch(self, size: int, like: Array) -> Array:
+        """So much memory for whatever, on the device of another array."""
+
     def line(self, x: Array, shape: tuple[int, ...]) -> Array:
-        """`x` in a `shape` that it broadcasts to, its entries adjacent and in order."""
+        """`x` in a `shape` that it broadcasts to, its entries adjacent, aligned and in order."""
 
 
 class Kernels:
@@ -90,12 +88,12 @@ class Kernels:
     compiler = "NVRTC"
 
     def __init__(self, producer: Producer, program: Program) -> None:
-        self._producer = producer
+        self.producer = producer
         self._program = program
 
     def serves(self, x: Array) -> bool:
         """Whether the kernels can read an array."""
-        producer = self._producer
+        producer = self.producer
         if _name(x.dtype) not in _ENTRIES or not producer.aligned(x):
             return False
         return self.why_not(producer.device(x)) is None
@@ -115,15 +113,15 @@ class Kernels:
         place: bool,
     ) -> RowStats:
         """Read rows of logits; see `_kernels.Kernels`."""
-        shape, producer = index.shape, self._producer
+        shape, producer = index.shape, self.producer
         with producer.current(z) as stream:
             top, rest, picked = (producer.empty(shape, dtype, z) for _ in range(3))
             even = None if weight is None else producer.empty(shape, dtype, z)
             where = producer.empty(shape, index.dtype, z) if place else None
             columns = (self._line(index, shape), top, rest, picked, even, where)
             share, weight = _apart(weight)
-            factors = (scale, share, self._line(weight, z.shape[-1:]))
-            self._run("stats", stream, (z,), factors, columns)
+            weight = self._line(weight, z.shape[-1:])
+            self._launch("stats", stream, (z,), (scale, share, weight), columns)
         return RowStats(top, rest, picked, even, where)
 
     def row_grad(
@@ -142,14 +140,14 @@ class Kernels:
     ) -> None:
         """Write the gradients of rows; see `_kernels.Kernels`."""
         shape = top.shape
-        with self._producer.current(z) as stream:
+        with self.producer.current(z) as stream:
             weight = None if even is None else self._line(weight, z.shape[-1:])
             owed, even = _apart(even)
             numbers = (top, pull, even, index, chosen, kept)
             columns = tuple(self._line(x, shape) for x in numbers)
-            self._run("grad", stream, (z, into), (scale, owed, weight), columns)
+            self._launch("grad", stream, (z, into), (scale, owed, weight), columns)
 
-    def _run(
+    def _launch(
         self,
         work: str,
         stream: int,
@@ -157,29 +155,55 @@ class Kernels:
         factors: tuple[float, float, Array | None],
         columns: tuple[Array | None, ...],
     ) -> None:
-        """Launch a kernel on all rows, or on parts of them that two axes reach."""
-        z, producer, (scale, number, weight) = arrays[0], self._producer, factors
-        device = producer.device(z)
-        classes, steps = z.shape[-1], [producer.steps(x) for x in arrays]
-        walk = _walk(z.shape[:-1], [x[:-1] for x in steps])
-        if walk.rows == 0:
-            return
-        form = _form(work, _name(z.dtype), walk, classes, steps[0][-1])
-        for row, offsets in walk.parts():
-            layout: list[int] = []
-            for k, x in enumerate(arrays):
-                start = self._address(x, offsets[k])
-                layout += [start, walk.outer[k + 1], walk.inner[k + 1], steps[k][-1]]
-            counts = (walk.inner[0], walk.rows, classes)
-            numbers = (float(scale), number, self._address(weight))
-            of_rows = (self._address(x, row) for x in columns)
-            self._program.launch(device, stream, form, (*layout, *counts, *numbers, *of_rows))
+        producer, (scale, number, weight) = self.producer, factors
+        rows = [Rows(producer.address(x), _name(x.dtype), producer.steps(x)) for x in arrays]
+        at = 0 if weight is None else producer.address(weight)
+        cells = [None if x is None else Cell(producer.address(x), _name(x.dtype)) for x in columns]
+        launches = launches_of(work, arrays[0].shape, rows, (scale, number, at), cells)
+        self.launch(arrays[0], stream, launches, ())
+
+    def launch(
+        self, z: Array, stream: int, launches: Iterable[Launch], memory: Sequence[int]
+    ) -> None:
+        """Have a stream do launches, whose spots are in some pieces of memory, one by one."""
+        device, run = self.producer.device(z), self._program.launch
+        for one in launches:
+            run(device, stream, one.form, one.at(memory))
 
     def _line(self, x: Array | None, shape: tuple[int, ...]) -> Array | None:
-        return None if x is None else self._producer.line(x, shape)
+        return None if x is None else self.producer.line(x, shape)
 
-    def _address(self, x: Array | None, entry: int = 0) -> int:
-        return 0 if x is None else self._producer.address(x) + entry * x.dtype.itemsize
+
+class Rows(NamedTuple):
+    """Where rows of logits lie, or go; steps count entries."""
+
+    start: Address
+    dtype: str
+    steps: tuple[int, ...]
+
+
+def launches_of(
+    work: str,
+    shape: tuple[int, ...],
+    arrays: Sequence[Rows],
+    factors: tuple[float, float, Address],
+    columns: Sequence[Cell | None],
+) -> Iterator[Launch]:
+    """Launch a kernel on all rows of a shape, or on parts of them that two axes reach."""
+    (scale, number, weight), (z, *_), classes = factors, arrays, shape[-1]
+    walk = _walk(shape[:-1], [x.steps[:-1] for x in arrays])
+    if walk.rows == 0:
+        return
+    form = _form(work, z.dtype, walk, classes, z.steps[-1])
+    for row, offsets in walk.parts():
+        layout: list[Address] = []
+        for k, x in enumerate(arrays):
+            start = x.start + offsets[k] * DTYPES[x.dtype]
+            layout += [start, walk.outer[k + 1], walk.inner[k + 1], x.steps[-1]]
+        counts = (walk.inner[0], walk.rows, classes)
+        of_rows = [0 if x is None else x.address + row * DTYPES[x.dtype] for x in columns]
+        numbers = (float(scale), number, weight)
+        yield launching(form, (*layout, *counts, *numbers, *of_rows))
 
 
 class _Walk(NamedTuple):

@@ -1,32 +1,23 @@
-"""The program `rows.cu`: compiled by NVRTC when a device first needs it, kept on disk, launched."""
+"""The program `rows.cu` and `columns.cu`: compiled by NVRTC when a device first needs it, kept on disk, launched."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import struct
 from pathlib import Path
 
-from cuda.core import Device, Kernel, LaunchConfig, ObjectCode, Program, ProgramOptions
-from cuda.core import launch as enqueue
+from cuda.bindings import driver
+from cuda.core import Device, Kernel, ObjectCode, Program, ProgramOptions
 from cuda.core.utils import FileStreamProgramCache
 
-from xent_array._kernels.cuda import NAMES, Form
+from xent_array._kernels.cuda import NAMES
+from xent_array._kernels.launches import Arguments, Form
 
-SOURCE = Path(__file__).with_name("rows.cu")
+SOURCES = [Path(__file__).with_name(name) for name in ("rows.cu", "columns.cu")]
 
 #: The least compute capability that has the instructions of `rows.cu`.
 LEAST = (8, 0)
-
-
-class Borrowed:
-    """A stream of another library, by its address; cuda.core's own class takes 20 µs to make."""
-
-    __slots__ = ("address",)
-
-    def __init__(self, address: int) -> None:
-        self.address = address
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.address
 
 
 def why_not(device: int) -> str | None:
@@ -34,17 +25,33 @@ def why_not(device: int) -> str | None:
     return _on(device)[1]
 
 
-def launch(device: int, stream: int, form: Form, arguments: tuple[int | float, ...]) -> None:
-    """Have a stream of the device, which is the current one, run a kernel some time later."""
+def launch(device: int, stream: int, form: Form, arguments: Arguments) -> None:
+    """Have a stream of the device, which is the current one, run a kernel some time later.
+
+    By the driver's own function: cuda.core's takes no structs, and several times as long.
+    """
     kernels, reason = _on(device)
     if reason is not None:
         raise RuntimeError(f"no kernel for device {device}: {reason}")
-    config = LaunchConfig(grid=form.blocks, block=form.threads)
-    enqueue(Borrowed(stream), config, kernels[form.kernel], *arguments)
+    first, *_ = arguments
+    words = first if isinstance(first, bytes) else struct.pack(_format(arguments), *arguments)
+    memory = ctypes.create_string_buffer(words, len(words))
+    start = ctypes.addressof(memory)
+    count = 1 if words is first else len(arguments)
+    pointers = (ctypes.c_void_p * count)(*range(start, start + 8 * count, 8))
+    kernel, grid, block = kernels[form.kernel], form.blocks, form.threads
+    at = ctypes.addressof(pointers)
+    (error,) = driver.cuLaunchKernel(kernel, grid, 1, 1, block, 1, 1, 0, stream, at, 0)
+    if error:
+        raise RuntimeError(f"{form} was not launched: {error!r}")
+
+
+def _format(arguments: Arguments) -> str:
+    return "".join("d" if isinstance(x, float) else "q" for x in arguments)
 
 
 @functools.cache
-def _on(device: int) -> tuple[dict[str, Kernel], str | None]:
+def _on(device: int) -> tuple[dict[str, driver.CUfunction], str | None]:
     """The kernels for a device, all of them loaded, or why there are none.
 
     Whatever is missing or wrong: array code does the same.
@@ -62,9 +69,14 @@ def _on(device: int) -> tuple[dict[str, Kernel], str | None]:
     except Exception as error:
         return {}, f"NVRTC does not compile for {architecture}: {_first_line(error)}"
     try:
-        return {name: program.get_kernel(name) for name in NAMES}, None
+        return {name: _function(program.get_kernel(name)) for name in NAMES}, None
     except Exception as error:  # of a driver older than NVRTC
         return {}, f"the driver does not load what NVRTC compiled: {_first_line(error)}"
+
+
+def _function(kernel: Kernel) -> driver.CUfunction:
+    """A kernel as the driver launches it, on whatever device is the current one."""
+    return driver.CUfunction(int(kernel.handle))
 
 
 def _first_line(error: Exception) -> str:
@@ -74,7 +86,8 @@ def _first_line(error: Exception) -> str:
 @functools.cache
 def compiled(architecture: str) -> ObjectCode:
     """The program for a GPU of an architecture, which need not be there."""
-    program = Program(SOURCE.read_text("utf-8"), "c++", ProgramOptions(arch=architecture))
+    source = "".join(path.read_text("utf-8") for path in SOURCES)
+    program = Program(source, "c++", ProgramOptions(arch=architecture))
     try:
         return program.compile("cubin", cache=FileStreamProgramCache())
     except OSError:  # a disk that takes nothing

@@ -25,6 +25,7 @@ struct float16 { u16 bits; };
 
 #ifdef __CUDACC__
 #define DEVICE __device__ __forceinline__
+#define PARAMETER __grid_constant__
 DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
 
 // 2^x within 4 units of rounding; what is below the least normal number becomes 0.
@@ -97,6 +98,8 @@ DEVICE void narrow(float x, float& to) { to = x; }
 DEVICE void narrow(double x, double& to) { to = x; }
 
 DEVICE double greater(double a, double b) { return b > a || b != b ? b : a; }
+DEVICE float lesser(float a, float b) { return fminf(a, b); }
+DEVICE double lesser(double a, double b) { return fmin(a, b); }
 
 // exp(x). In float32 the power of two is of a rounded product, and what that lost is made good:
 // without it exp(-80) would be off by 60 units of rounding.
@@ -161,91 +164,64 @@ template <bool TOGETHER> struct Team {
   }
 };
 
-// What a thread knows of the entries of a row that it has seen. The top is that of its team: most
-// entries lie below it, and need no more than their exponential.
+// What a thread knows of the entries of a row that it has seen. It holds the greatest of them apart:
+// of that and the next entry the lesser joins the others, so that each costs one exponential.
 //
-// Those are of s·(z - base). The base follows the top at a distance, so that it seldom moves:
-// whenever it does, their sum is multiplied, and loses a little.
+// Those are of s·(z - base). The base is one for a team, and follows its top at a distance, so that
+// it seldom moves: whenever it does, their sum is multiplied, and loses a little.
 template <class R, bool TOGETHER> struct Seen {
   typedef Team<TOGETHER> Us;
   const R scale;
   const Numbers<R> weight;
   const bool weighted, placed;  // the sum of w·(z - top), or the place of the top, is asked for
   R base, top;
-  Sum<R> below;  // of the exponentials of the entries below the top
-  u32 ties;      // how many entries equal the top
-  i64 place;     // of the first of them, or of the first NaN
-  Sum<R> fall;   // of w·(z - top)
+  Sum<R> below;  // of the exponentials of all entries but the top
+  i64 place;     // of the first entry that equals the top, or of the first NaN
+  Sum<R> fall;   // of w·(z - base)
   Sum<R> heavy;  // of w
 
   DEVICE Seen(R scale, Numbers<R> weight, bool weighted, bool placed)
       : scale(scale), weight(weight), weighted(weighted), placed(placed), base(lowest(R())),
-        top(-endless<R>()), below{0, 0}, ties(0), place(NOWHERE), fall{0, 0}, heavy{0, 0} {}
+        top(-endless<R>()), below{0, 0}, place(NOWHERE), fall{0, 0}, heavy{0, 0} {}
+
+  // How far the top may be above the base. The sum of w·(z - base) must not cancel: not at all.
+  DEVICE R distance() const { return weighted ? 0 : 8; }
 
   // Take entries of the classes at, at + step, ... below `end`; beyond, they are -inf.
   template <int N> DEVICE void take(const R (&z)[N], i64 at, i64 step, i64 end) {
-    R high = z[0];
+    const R before = top;
+    R low[N];
 #pragma unroll
-    for (int k = 1; k < N; k++) high = greater(high, z[k]);
-    if (Us::any(!(high < top))) {
-      raise(Us::all(greater(high, top), Greatest()));
-      add_all<N, true>(z);
-      if (placed) find(z, at, step);
-    } else {
-      add_all<N, false>(z);
+    for (int k = 0; k < N; k++) {
+      low[k] = lesser(top, z[k]);
+      top = greater(top, z[k]);
     }
+    if (placed) find(z, at, step, before);
+    if (Us::any(scale * (top - base) > distance())) move(Us::all(top, Greatest()));
+    R part[2] = {0, 0};
+#pragma unroll
+    for (int k = 0; k < N; k++) part[k % 2] += exponential(scale * (low[k] - base));
+    below.add(part[0] + part[1]);
     if (weighted) sink(z, at, step, end);
   }
 
-  template <int N, bool TIES> DEVICE void add_all(const R (&z)[N]) {
-    R part[2] = {0, 0};
-#pragma unroll
-    for (int k = 0; k < N; k++) {
-      const R power = exponential(scale * (z[k] - base));
-      const bool tied = TIES && z[k] == top;
-      ties += tied;
-      part[k % 2] += tied ? R(0) : power;
-    }
-    below.add(part[0] + part[1]);
-  }
-
-  // Look for the top, or NaN if there is one, where it was not found yet.
-  template <int N> DEVICE void find(const R (&z)[N], i64 at, i64 step) {
-    if (place != NOWHERE) return;
+  // Look for the top, or NaN if there is one. Classes may come in any order.
+  template <int N> DEVICE void find(const R (&z)[N], i64 at, i64 step, R before) {
+    if (top > before || (top != top && before == before)) place = NOWHERE;
 #pragma unroll
     for (int k = N - 1; k >= 0; k--)
-      if (z[k] == top || z[k] != z[k]) place = at + k * step;
+      if (z[k] == top || z[k] != z[k]) place = Least()(place, at + k * step);
   }
 
-  DEVICE void raise(R high) {
-    if (!(high > top || (high != high && top == top))) return;
-    lower_ties();
-    if (scale * (high - base) > 8) move(high);
-    sink_by(high);
-    top = high;
-    place = NOWHERE;
-  }
-
-  // Count what equals the top among the entries below another one.
-  DEVICE void lower_ties() {
-    if (ties != 0) below.add(ties * exponential(scale * (top - base)));
-    ties = 0;
-  }
-
-  // Move the base by way of the top: at a great distance from a base below the top an exponential
-  // may be 0, and that of the top not yet.
+  // By two steps: at a great distance from a base below the top an exponential may be 0, and those
+  // of the top not yet.
   DEVICE void move(R to) {
-    if (top > -endless<R>()) rebase(top);
-    rebase(to);
-  }
-
-  DEVICE void rebase(R to) {
-    below.times(exponential(scale * (base - to)));
+    const R fallen = exponential(scale * (base - to) / 2);
+    below.times(fallen);
+    below.times(fallen);
+    if (heavy.value() != 0) fall.add(heavy.value() * (base - to));
     base = to;
   }
-
-  // The top, or a number where there is none yet.
-  DEVICE R level() const { return greater(top, lowest(R())); }
 
   // No share of a class that is impossible costs nothing: 0·-inf is 0.
   template <int N> DEVICE void sink(const R (&z)[N], i64 at, i64 step, i64 end) {
@@ -253,7 +229,7 @@ template <class R, bool TOGETHER> struct Seen {
 #pragma unroll
     for (int k = 0; k < N; k++) {
       const i64 j = at + k * step;
-      const R w = j < end ? weight[j] : R(0), depth = z[k] - level();
+      const R w = j < end ? weight[j] : R(0), depth = z[k] - base;
       part += w == 0 && depth == -endless<R>() ? R(0) : w * depth;
       weights += w;
     }
@@ -261,16 +237,12 @@ template <class R, bool TOGETHER> struct Seen {
     heavy.add(weights);
   }
 
-  // All that was seen lies deeper below another top.
-  DEVICE void sink_by(R high) {
-    if (heavy.value() != 0) fall.add(heavy.value() * (level() - high));
-  }
-
-  // See all of it from the top of the whole row.
-  DEVICE void finish(R row_top) {
-    if (top != row_top) lower_ties();
+  // See all of it from the top of the whole row; whether the top held here is one of the row's.
+  DEVICE bool finish(R row_top) {
+    const bool tied = top == row_top;
+    if (!tied) below.add(exponential(scale * (top - base)));
     move(row_top);
-    sink_by(row_top);
+    return tied;
   }
 };
 
@@ -336,28 +308,29 @@ DEVICE void take_apart(Seen<R, TOGETHER>& seen, const S* z, i64 class_step, i64 
 // How many vectors of a thread are on their way at once.
 enum { FLIGHT = 4 };
 
-// Take `count` vectors of a row from a class on whose memory is aligned.
+// Take `count` vectors of a row from a class on whose memory is aligned. They are fewer than 2^32,
+// or the row would take 64 GiB.
 template <class S, class R>
-DEVICE void take_vectors(Seen<R, true>& seen, const S* z, i64 begin, i64 count) {
+DEVICE void take_vectors(Seen<R, true>& seen, const S* z, i64 begin, u32 count) {
   constexpr int N = 16 / sizeof(S);
-  const i64 before = Team<true>::before();
-  for (i64 start = threadIdx.x; start - before < count; start += FLIGHT * blockDim.x) {
+  const u32 before = Team<true>::before();
+  for (u32 start = threadIdx.x; start - before < count; start += FLIGHT * blockDim.x) {
     Vector v[FLIGHT];
 #pragma unroll
     for (int u = 0; u < FLIGHT; u++) {
-      const i64 i = start + u * blockDim.x;
+      const u32 i = start + u * blockDim.x;
       v[u] = i < count ? load((const Vector*)(z + begin) + i) : impossible(S());
     }
 #pragma unroll
     for (int u = 0; u < FLIGHT; u++) {
-      const i64 i = start + u * blockDim.x, at = begin + i * N;
+      const u32 i = start + u * blockDim.x;
       if (i - before >= count) break;
       S entries[N];
       R values[N];
       memcpy(entries, &v[u], 16);
 #pragma unroll
       for (int k = 0; k < N; k++) values[k] = widen(entries[k]);
-      seen.take(values, at, 1, begin + count * N);
+      seen.take(values, begin + (i64)i * N, 1, begin + (i64)count * N);
     }
   }
 }
@@ -388,9 +361,8 @@ DEVICE void wide_stats(Rows<const S> rows, i64, i64 classes, R scale, Numbers<R>
   const R top = of_block(seen.top, Greatest());
   const bool leads = seen.top == top || (top != top && seen.top != seen.top);
   const i64 place = seen.placed ? of_block(leads ? seen.place : NOWHERE, Least()) : 0;
-  seen.finish(top);
+  const u32 ties = of_block(u32(seen.finish(top)), Adding());
   const R below = of_block(seen.below.value(), Adding());
-  const u32 ties = of_block(seen.ties, Adding());
   const R fall = seen.weighted ? of_block(seen.fall.value(), Adding()) : R(0);
   if (thread == 0)
     found.put(row, widen(z[found.index[row] * step]), scale, top, below, ties, fall, place);
@@ -404,8 +376,8 @@ DEVICE void lane_stats(Rows<const S> rows, i64 count, i64 classes, R scale, Numb
   const S* z = rows[row];
   Seen<R, false> seen(scale, weight, found.even != nullptr, found.place != nullptr);
   take_apart<8>(seen, z, step, 0, classes, 1);
-  seen.finish(seen.top);
-  found.put(row, widen(z[found.index[row] * step]), scale, seen.top, seen.below.value(), seen.ties,
+  const u32 ties = seen.finish(seen.top);
+  found.put(row, widen(z[found.index[row] * step]), scale, seen.top, seen.below.value(), ties,
             seen.fall.value(), seen.place);
 }
 
@@ -506,7 +478,7 @@ DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, 
 // --- the kernels of each dtype
 
 // How many blocks of 256 threads a multiprocessor is to have room for. More would spill registers.
-#define BLOCKS(R) (sizeof(R) == 4 ? 3 : 1)
+#define BLOCKS(R) (sizeof(R) == 4 ? 4 : 1)
 
 #define STATS(kind, name, S, R)                                                                  \
   extern "C" __global__ void __launch_bounds__(256, BLOCKS(R)) kind##_stats_##name(              \
