@@ -1,6 +1,7 @@
 """Libraries with arrays in a GPU's memory for the tests, and NumPy, whose arrays stand for such."""
 
 import contextlib
+import warnings
 
 import ml_dtypes
 import numpy as np
@@ -106,9 +107,13 @@ class OnTorch:
 
     @contextlib.contextmanager
     def never_waiting(self):
-        self.torch.cuda.set_sync_debug_mode("error")
-        yield
-        self.torch.cuda.set_sync_debug_mode("default")
+        with warnings.catch_warnings():  # that this is a prototype
+            warnings.simplefilter("ignore")
+            self.torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            self.torch.cuda.set_sync_debug_mode("default")
 
 
 class OnCupy:

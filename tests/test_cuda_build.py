@@ -15,12 +15,15 @@ from cuda.core import Program, ProgramOptions
 
 from xent_array._kernels import columns, nvrtc
 from xent_array._kernels.cuda import NAMES
-from xent_array._kernels.launches import Form
+from xent_array._kernels.launches import Form, Launch, launching
 
 pytestmark = [
     pytest.mark.library("numpy"),
     pytest.mark.skipif(_kernels._missing("sys") is not None, reason="kernels are switched off"),
 ]
+
+
+STATS = launching(Form("wide_stats_float32", 7, 64), "<qd", (1 << 40, 0.5))
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100", "sm_120"])
@@ -110,7 +113,7 @@ def test_why_a_device_has_no_kernels(fresh, monkeypatch):
     )
     assert nvrtc.why_not(3).startswith("cuda.core does not find the GPU: ")
     with pytest.raises(RuntimeError, match="no kernel for device 2"):
-        nvrtc.launch(2, 0, Form("wide_stats_float32", 1, 32), ())
+        nvrtc.launch(2, 0, STATS, STATS.words)
 
 
 @pytest.fixture
@@ -140,7 +143,7 @@ def test_a_launch_goes_to_the_stream_it_was_given(driver, monkeypatch):
         return (0,)
 
     monkeypatch.setattr(nvrtc.driver, "cuLaunchKernel", launch)
-    nvrtc.launch(1, 0xABC, Form("wide_stats_float32", 7, 64), (1 << 40, 0.5))
+    nvrtc.launch(1, 0xABC, STATS, STATS.words)
     ((kernel, *form, stream, _, extra),) = driver
     assert int(kernel) == NAMES.index("wide_stats_float32") + 1
     assert (form, stream, extra) == ([7, 1, 1, 64, 1, 1, 0], 0xABC, 0)
@@ -148,14 +151,17 @@ def test_a_launch_goes_to_the_stream_it_was_given(driver, monkeypatch):
 
 
 def test_a_struct_is_one_argument(driver):
-    nvrtc.launch(1, 0, Form("columns_float32", 1, 128), (b"12345678" * 200,))
-    assert len(driver) == 1
+    one = Launch(Form("columns_float32", 1, 128), 1, b"12345678" * 200, ())
+    nvrtc.launch(1, 0, one, one.words)
+    ((*_, pointers, _),) = driver
+    (at,) = (ctypes.c_void_p * 1).from_address(pointers)
+    assert ctypes.string_at(at, 1600) == one.words
 
 
 def test_what_the_driver_refuses(driver, monkeypatch):
     monkeypatch.setattr(nvrtc.driver, "cuLaunchKernel", lambda *args: (700,))
     with pytest.raises(RuntimeError, match="wide_stats_float32.* was not launched: 700"):
-        nvrtc.launch(1, 0, Form("wide_stats_float32", 1, 32), (1,))
+        nvrtc.launch(1, 0, STATS, STATS.words)
 
 
 def test_the_struct_is_as_large_as_the_kernels():

@@ -6,7 +6,7 @@
 #include "rows.cu"
 #include "columns.cu"
 
-// An argument as cuda.core hands it over: an integer, an address or a double, in eight bytes.
+// A parameter: an integer, an address or a double, in eight bytes.
 union Word {
   i64 integer;
   double number;
@@ -16,7 +16,6 @@ union Word {
 inline void unpack(Word word, i64& to) { to = word.integer; }
 inline void unpack(Word word, double& to) { to = word.number; }
 template <class T> void unpack(Word word, T*& to) { to = (T*)word.address; }
-template <class R> void unpack(Word word, Columns<R>& to) { to = *(const Columns<R>*)word.address; }
 
 template <class... A, std::size_t... I>
 void call(void (*kernel)(A...), const Word* words, std::index_sequence<I...>) {
@@ -27,6 +26,11 @@ void call(void (*kernel)(A...), const Word* words, std::index_sequence<I...>) {
 template <class... A>
 void launch(void (*kernel)(A...), u32 blocks, u32 threads, const Word* words) {
   run_grid(blocks, threads, [&] { call(kernel, words, std::index_sequence_for<A...>()); });
+}
+
+template <class R>
+void launch(void (*kernel)(Columns<R>), u32 blocks, u32 threads, const Word* words) {
+  run_grid(blocks, threads, [&] { kernel(*(const Columns<R>*)words); });
 }
 
 #define RUN(kernel)                                                                    \

@@ -304,7 +304,7 @@ class _Writer:
 
     def __init__(self, ledger: Ledger, extent: str) -> None:
         self.ledger, self.extent = ledger, extent
-        self.words, self.addresses = bytearray(_SIZE), list[tuple[int, Spot]]()
+        self.words, self.spots = bytearray(_SIZE), list[tuple[int, Spot]]()
         self.steps = self.places = self.totals = 0
         self.constants: dict[Any, int] = {}
         self.slots: dict[int, int] = {}
@@ -335,11 +335,11 @@ class _Writer:
         room = {"steps": STEPS, "places": PLACES, "totals": TOTALS}
         if any(getattr(self, name) > most for name, most in room.items()):
             raise OverflowError(f"{self.steps} steps are more than a launch has room for")
-        self.addresses.append((_PARTS, parts))
+        self.spots.append((_PARTS, parts))
         sizes = (self.steps, self.totals, len(totals), reals)
         struct.pack_into("<q", self.words, 0, count)
         struct.pack_into("<4i", self.words, _SIZES, *sizes)
-        return Launch(form, bytes(self.words), self.addresses)
+        return Launch(form, 1, bytes(self.words), self.spots)
 
     def _count(self, column: Column, seen: set[int]) -> None:
         """Count how often each column is used, that its slot be free after the last time."""
@@ -388,7 +388,7 @@ class _Writer:
 
     def _place(self, cell: Cell, step: int) -> int:
         at = _PLACE + 16 * self.places
-        self.addresses.append((at, cell.address))
+        self.spots.append((at, cell.address))
         struct.pack_into("<2i", self.words, at + 8, _DTYPE_CODE[cell.dtype], step)
         self.places += 1
         return self.places - 1
@@ -397,7 +397,7 @@ class _Writer:
         assert column.parts is not None
         at = _TOTAL + 16 * self.totals
         spot, count = column.parts
-        self.addresses.append((at, spot))
+        self.spots.append((at, spot))
         struct.pack_into("<2i", self.words, at + 8, count, column.kind == REAL)
         self.totals += 1
         return self.totals - 1

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from xent_array._kernels import RowStats
 from xent_array._kernels.columns import DTYPES
-from xent_array._kernels.launches import Address, Arguments, Cell, Form, Launch, launching
+from xent_array._kernels.launches import Address, Cell, Form, Launch, launching
 from xent_array._namespace import Array
 
 #: The dtypes that kernels read, and how many entries of each a vector of 16 bytes holds.
@@ -30,6 +30,10 @@ NAMES = [
     *("columns_float32", "columns_float64"),
 ]
 
+#: The parameters of the kernels that read rows and of those that write gradients: addresses and
+#: steps of the arrays, the numbers of rows and classes, two factors, and addresses of columns.
+LAYOUTS = {"stats": "<7q2d7q", "grad": "<11q2d7q"}
+
 #: How many vectors of a thread are on their way at once, as in `rows.cu`.
 _FLIGHT = 4
 
@@ -37,7 +41,7 @@ _FLIGHT = 4
 _MANY = 65
 
 #: Threads of a block: at most, where they share a row, and where they have a row each.
-_SHARING, _LANES = 256, 128
+_SHARING, _LANES = {"stats": 128, "grad": 256}, 128
 
 
 class Program(Protocol):
@@ -46,8 +50,11 @@ class Program(Protocol):
     def why_not(self, device: int) -> str | None:
         """Why they do not run on a device, or None if they do."""
 
-    def launch(self, device: int, stream: int, form: Form, arguments: Arguments) -> None:
-        """Have a stream of the device, which is the current one, run a kernel some time later."""
+    def launch(self, device: int, stream: int, one: Launch, words: bytes) -> None:
+        """Have a stream of the device, which is the current one, run a kernel some time later.
+
+        The words are those of the launch, with all addresses in their places.
+        """
 
 
 class Producer(Protocol):
@@ -168,7 +175,7 @@ class Kernels:
         """Have a stream do launches, whose spots are in some pieces of memory, one by one."""
         device, run = self.producer.device(z), self._program.launch
         for one in launches:
-            run(device, stream, one.form, one.at(memory))
+            run(device, stream, one, one.at(memory))
 
     def _line(self, x: Array | None, shape: tuple[int, ...]) -> Array | None:
         return None if x is None else self.producer.line(x, shape)
@@ -203,7 +210,7 @@ def launches_of(
         counts = (walk.inner[0], walk.rows, classes)
         of_rows = [0 if x is None else x.address + row * DTYPES[x.dtype] for x in columns]
         numbers = (float(scale), number, weight)
-        yield launching(form, (*layout, *counts, *numbers, *of_rows))
+        yield launching(form, LAYOUTS[work], (*layout, *counts, *numbers, *of_rows))
 
 
 class _Walk(NamedTuple):
@@ -255,7 +262,7 @@ def _form(work: str, dtype: str, walk: _Walk, classes: int, step: int) -> Form:
         return Form(f"lane_{work}_{dtype}", -(-walk.rows // _LANES), _LANES)
     of_thread = _FLIGHT * _ENTRIES[dtype]
     warps = 1 << max(0, (-(-classes // (32 * of_thread)) - 1).bit_length())
-    threads = min(32 * warps, _SHARING)
+    threads = min(32 * warps, _SHARING[work])
     tiles = 1 if work == "stats" else -(-classes // (threads * of_thread))
     return Form(f"wide_{work}_{dtype}", walk.rows * tiles, threads)
 

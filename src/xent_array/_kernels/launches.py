@@ -36,34 +36,29 @@ class Cell(NamedTuple):
     dtype: str
 
 
-#: What a kernel is given: numbers in eight bytes each, or the bytes of one struct.
-Arguments = tuple[int | float | bytes, ...]
-
-
 class Launch(NamedTuple):
-    """A launch whose addresses will be known later."""
+    """A launch: the bytes of its parameters, one after the other, and where addresses belong."""
 
     form: Form
-    arguments: tuple[float | Address, ...] | bytes
-    spots: Sequence[tuple[int, Spot]]  # and which argument, or which bytes, they belong to
+    parameters: int  # of how many the bytes are, all of them equally long
+    words: bytes
+    spots: Sequence[tuple[int, Spot]]
 
-    def at(self, memory: Sequence[int]) -> Arguments:
-        """The arguments, when the pieces of memory are there."""
-        if isinstance(self.arguments, bytes):
-            words = bytearray(self.arguments)
-            for place, (piece, offset) in self.spots:
-                _pack_address(words, place, memory[piece] + offset)
-            return (bytes(words),)
-        arguments = list(self.arguments)
+    def at(self, memory: Sequence[int]) -> bytes:
+        """The bytes, when the pieces of memory are there."""
+        if not self.spots:
+            return self.words
+        words = bytearray(self.words)
         for place, (piece, offset) in self.spots:
-            arguments[place] = memory[piece] + offset
-        return tuple(arguments)  # type: ignore[arg-type]
+            _pack_address(words, place, memory[piece] + offset)
+        return bytes(words)
 
 
 _pack_address = struct.Struct("<Q").pack_into
 
 
-def launching(form: Form, arguments: tuple[float | Address, ...]) -> Launch:
-    """A launch with some of its arguments spots."""
-    spots = [(k, x) for k, x in enumerate(arguments) if isinstance(x, Spot)]
-    return Launch(form, arguments, spots)
+def launching(form: Form, layout: str, arguments: Sequence[float | Address]) -> Launch:
+    """A launch of parameters of eight bytes each, laid out as `struct` tells it."""
+    spots = [(8 * k, x) for k, x in enumerate(arguments) if isinstance(x, Spot)]
+    known = (0 if isinstance(x, Spot) else x for x in arguments)
+    return Launch(form, len(arguments), struct.pack(layout, *known), spots)

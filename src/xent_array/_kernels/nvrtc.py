@@ -1,18 +1,19 @@
-"""The program `rows.cu` and `columns.cu`: compiled by NVRTC when a device first needs it, kept on disk, launched."""
+"""`rows.cu` and `columns.cu`: compiled by NVRTC when a device needs them, kept on disk, launched."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import struct
+import threading
 from pathlib import Path
+from typing import Any
 
 from cuda.bindings import driver
 from cuda.core import Device, Kernel, ObjectCode, Program, ProgramOptions
 from cuda.core.utils import FileStreamProgramCache
 
 from xent_array._kernels.cuda import NAMES
-from xent_array._kernels.launches import Arguments, Form
+from xent_array._kernels.launches import Launch
 
 SOURCES = [Path(__file__).with_name(name) for name in ("rows.cu", "columns.cu")]
 
@@ -25,7 +26,7 @@ def why_not(device: int) -> str | None:
     return _on(device)[1]
 
 
-def launch(device: int, stream: int, form: Form, arguments: Arguments) -> None:
+def launch(device: int, stream: int, one: Launch, words: bytes) -> None:
     """Have a stream of the device, which is the current one, run a kernel some time later.
 
     By the driver's own function: cuda.core's takes no structs, and several times as long.
@@ -33,21 +34,38 @@ def launch(device: int, stream: int, form: Form, arguments: Arguments) -> None:
     kernels, reason = _on(device)
     if reason is not None:
         raise RuntimeError(f"no kernel for device {device}: {reason}")
-    first, *_ = arguments
-    words = first if isinstance(first, bytes) else struct.pack(_format(arguments), *arguments)
-    memory = ctypes.create_string_buffer(words, len(words))
-    start = ctypes.addressof(memory)
-    count = 1 if words is first else len(arguments)
-    pointers = (ctypes.c_void_p * count)(*range(start, start + 8 * count, 8))
-    kernel, grid, block = kernels[form.kernel], form.blocks, form.threads
-    at = ctypes.addressof(pointers)
-    (error,) = driver.cuLaunchKernel(kernel, grid, 1, 1, block, 1, 1, 0, stream, at, 0)
+    (name, blocks, threads), kernel = one.form, kernels[one.form.kernel]
+    parameters = _memory.given(words, one.parameters)
+    (error,) = driver.cuLaunchKernel(
+        kernel, blocks, 1, 1, threads, 1, 1, 0, stream, parameters, 0
+    )
     if error:
-        raise RuntimeError(f"{form} was not launched: {error!r}")
+        raise RuntimeError(f"{name} was not launched: {error!r}")
 
 
-def _format(arguments: Arguments) -> str:
-    return "".join("d" if isinstance(x, float) else "q" for x in arguments)
+class _Memory(threading.local):
+    """Where the driver finds the parameters of a launch, which it copies: one for each thread."""
+
+    #: Bytes of all parameters of a launch, at most.
+    SIZE = 4096
+
+    def __init__(self) -> None:
+        self.words = (ctypes.c_char * self.SIZE)()
+        self.pointers: dict[tuple[int, int], Any] = {}
+
+    def given(self, words: bytes, count: int) -> int:
+        """The address of the pointers to so many parameters, of such bytes."""
+        size = len(words)
+        self.words[:size] = words
+        pointers = self.pointers.get((size, count))
+        if pointers is None:
+            start = ctypes.addressof(self.words)
+            every = range(start, start + size, size // count)
+            pointers = self.pointers[size, count] = (ctypes.c_void_p * count)(*every)
+        return ctypes.addressof(pointers)
+
+
+_memory = _Memory()
 
 
 @functools.cache

@@ -149,6 +149,12 @@ struct Least {
 
 // --- statistics
 
+// Join what each of so many lanes of a warp has, a power of two; all of them get the result.
+template <class T, class Join> DEVICE T among(u32 lanes, T x, Join join) {
+  for (int apart = lanes / 2; apart; apart /= 2) x = join(x, __shfl_xor_sync(~0u, x, apart));
+  return x;
+}
+
 // The threads of a warp look at a row together, or each at one of its own. What is asked of all of
 // them is asked at once, so all come to it.
 template <bool TOGETHER> struct Team {
@@ -158,9 +164,26 @@ template <bool TOGETHER> struct Team {
   DEVICE static bool any(bool x) { return TOGETHER ? __any_sync(~0u, x) : x; }
 
   template <class T, class Join> DEVICE static T all(T x, Join join) {
-    if (TOGETHER)
-      for (int apart = 16; apart; apart /= 2) x = join(x, __shfl_xor_sync(~0u, x, apart));
-    return x;
+    return TOGETHER ? among(32, x, join) : x;
+  }
+};
+
+
+// What there is to know of some entries of a row.
+template <class R> struct Known {
+  R top, below;   // the greatest, and the sum of the exponentials of those that are less
+  R fall, heavy;  // the sums of w·(z - top) and of w
+  i64 place;      // of the first entry that equals the top, or of the first NaN
+  u32 ties;       // how many equal the top
+
+  // See all of it from the top of more entries; by two steps, see `Seen::move`.
+  DEVICE void see_from(R high, R scale) {
+    if (top == high) return;
+    const R fallen = exponential(scale * (top - high) / 2);
+    below = (below + ties) * fallen * fallen;
+    if (heavy != 0) fall += heavy * (top - high);
+    if (high == high || top == top) place = NOWHERE;
+    ties = 0;
   }
 };
 
@@ -237,12 +260,20 @@ template <class R, bool TOGETHER> struct Seen {
     heavy.add(weights);
   }
 
-  // See all of it from the top of the whole row; whether the top held here is one of the row's.
-  DEVICE bool finish(R row_top) {
-    const bool tied = top == row_top;
+  // What the team has seen, from its own top; all of them come to know it.
+  DEVICE Known<R> finish() {
+    Known<R> known = {Us::all(top, Greatest()), 0, 0, 0, NOWHERE, 0};
+    const bool tied = top == known.top;
     if (!tied) below.add(exponential(scale * (top - base)));
-    move(row_top);
-    return tied;
+    if (known.top != -endless<R>()) move(known.top);
+    known.below = Us::all(below.value(), Adding());
+    known.ties = Us::all(u32(tied), Adding());
+    if (placed) known.place = Us::all(tied || top != top ? place : NOWHERE, Least());
+    if (weighted) {
+      known.fall = Us::all(fall.value(), Adding());
+      known.heavy = Us::all(heavy.value(), Adding());
+    }
+    return known;
   }
 };
 
@@ -252,12 +283,13 @@ template <class R> struct Found {
   i64* place;
 
   // `chosen` is the logit at the index. Without a finite top the rest is NaN.
-  DEVICE void put(i64 row, R chosen, R scale, R high, R below, u32 ties, R fall, i64 at) const {
+  DEVICE void put(i64 row, R chosen, R scale, const Known<R>& known) const {
+    const R high = known.top;
     top[row] = high;
-    rest[row] = below + (R(ties) - 1) + (high - high);
+    rest[row] = known.below + (R(known.ties) - 1) + (high - high);
     picked[row] = scale * (chosen - high);
-    if (even) even[row] = scale * fall;
-    if (place) place[row] = at;
+    if (even) even[row] = scale * known.fall;
+    if (place) place[row] = known.place;
   }
 };
 
@@ -276,18 +308,23 @@ template <class S> DEVICE i64 ragged(const S* row, i64 classes) {
   return head < classes ? head : classes;
 }
 
-// Join what the threads of a block have; all of them get the result. Their warps are 1, 2, 4 or 8.
-template <class T, class Join> DEVICE T of_block(T x, Join join) {
-  __shared__ T parts[8];
+// Join what the warps of a block know, 1, 2, 4 or 8 of them; the threads of the first one get it.
+template <class R> DEVICE Known<R> of_block(const Known<R>& mine, R scale) {
   const u32 warps = blockDim.x / 32;
-  x = Team<true>::all(x, join);
-  if (warps == 1) return x;
-  __syncthreads();  // the parts of the call before have been read
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+  if (warps == 1) return mine;
+  __shared__ Known<R> parts[8];
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = mine;
   __syncthreads();
-  x = parts[threadIdx.x % warps];
-  for (int apart = warps / 2; apart; apart /= 2) x = join(x, __shfl_xor_sync(~0u, x, apart));
-  return x;
+  if (threadIdx.x >= 32) return mine;
+  Known<R> known = parts[threadIdx.x % warps];
+  const R top = among(warps, known.top, Greatest());
+  known.see_from(top, scale);
+  known.top = top;
+  known.below = among(warps, known.below, Adding());
+  known.ties = among(warps, known.ties, Adding());
+  known.place = among(warps, known.place, Least());
+  known.fall = among(warps, known.fall, Adding());
+  return known;
 }
 
 // Take a row's classes at, at + step, ... below `end`, N at once.
@@ -358,14 +395,8 @@ DEVICE void wide_stats(Rows<const S> rows, i64, i64 classes, R scale, Numbers<R>
   } else {
     take_apart<N>(seen, z, step, thread, classes, threads);
   }
-  const R top = of_block(seen.top, Greatest());
-  const bool leads = seen.top == top || (top != top && seen.top != seen.top);
-  const i64 place = seen.placed ? of_block(leads ? seen.place : NOWHERE, Least()) : 0;
-  const u32 ties = of_block(u32(seen.finish(top)), Adding());
-  const R below = of_block(seen.below.value(), Adding());
-  const R fall = seen.weighted ? of_block(seen.fall.value(), Adding()) : R(0);
-  if (thread == 0)
-    found.put(row, widen(z[found.index[row] * step]), scale, top, below, ties, fall, place);
+  const Known<R> known = of_block(seen.finish(), scale);
+  if (thread == 0) found.put(row, widen(z[found.index[row] * step]), scale, known);
 }
 
 template <class S, class R>
@@ -376,9 +407,7 @@ DEVICE void lane_stats(Rows<const S> rows, i64 count, i64 classes, R scale, Numb
   const S* z = rows[row];
   Seen<R, false> seen(scale, weight, found.even != nullptr, found.place != nullptr);
   take_apart<8>(seen, z, step, 0, classes, 1);
-  const u32 ties = seen.finish(seen.top);
-  found.put(row, widen(z[found.index[row] * step]), scale, seen.top, seen.below.value(), ties,
-            seen.fall.value(), seen.place);
+  found.put(row, widen(z[found.index[row] * step]), scale, seen.finish());
 }
 
 // --- gradients
@@ -477,11 +506,15 @@ DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, 
 
 // --- the kernels of each dtype
 
-// How many blocks of 256 threads a multiprocessor is to have room for. More would spill registers.
-#define BLOCKS(R) (sizeof(R) == 4 ? 4 : 1)
+// How many threads a multiprocessor is to have room for. More would spill registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define ROOM(R) (sizeof(R) == 4 ? 768 : 256)
+#else
+#define ROOM(R) (sizeof(R) == 4 ? 1024 : 256)
+#endif
 
 #define STATS(kind, name, S, R)                                                                  \
-  extern "C" __global__ void __launch_bounds__(256, BLOCKS(R)) kind##_stats_##name(              \
+  extern "C" __global__ void __launch_bounds__(128, ROOM(R) / 128) kind##_stats_##name(          \
       const S* z, i64 outer_step, i64 inner_step, i64 class_step, i64 inner, i64 count,          \
       i64 classes, double scale, double share, const R* weight, const i64* index, R* top,         \
       R* rest, R* picked, R* even, i64* place) {                                                 \
@@ -491,7 +524,7 @@ DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, 
   }
 
 #define GRAD(kind, name, S, R)                                                                   \
-  extern "C" __global__ void __launch_bounds__(256, BLOCKS(R)) kind##_grad_##name(               \
+  extern "C" __global__ void __launch_bounds__(256, ROOM(R) / 256) kind##_grad_##name(           \
       const S* z, i64 outer_step, i64 inner_step, i64 class_step, S* to, i64 to_outer_step,      \
       i64 to_inner_step, i64 to_class_step, i64 inner, i64 count, i64 classes, double scale,     \
       double owed, const R* weight, const R* top, const R* pull, const R* even,                  \
