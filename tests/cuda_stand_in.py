@@ -54,11 +54,14 @@ def compute_dtype(dtype):
 class Recorder:
     """A program that remembers what it was asked to run."""
 
-    def __init__(self):
-        self.launches = []
+    def __init__(self, *, fuses=False):
+        self.launches, self.fused = [], fuses
 
     def why_not(self, device):
         return None
+
+    def fuses(self, device):
+        return self.fused
 
     def launch(self, device, stream, one, words):
         work = one.form.kernel.split("_")[1]
@@ -67,7 +70,7 @@ class Recorder:
 
 
 class Processor(Recorder):
-    """A program that runs its kernels at once."""
+    """A program that runs its kernels at once; of those for clusters the ones of a single block."""
 
     def launch(self, device, stream, one, words):
         super().launch(device, stream, one, words)

@@ -16,6 +16,7 @@ import test_nonfinite
 import xent_array
 from xent_array import _kernels, _threads, _tiles
 from xent_array._backends.numpy import Backend
+from xent_array._kernels import cuda
 from xent_array._kernels.cuda import Kernels
 
 from cuda_stand_in import BFLOAT16, DTYPES, NumpyMemory, Processor, compute_dtype, library
@@ -31,10 +32,13 @@ WIDTHS = [1, 2, 7, 8, 9, 64, 65, 127, 1000, 1025, 4099, 9001]
 LAYOUTS = ["rows", "off by one", "padded", "class-major", "apart", "reversed", "three axes"]
 
 
-@pytest.fixture
-def processor():
+@pytest.fixture(params=[False, True], ids=["", "fused"])
+def processor(request, monkeypatch):
     library()
-    return Processor()
+    if request.param:
+        monkeypatch.setattr(cuda, "FUSED_NAMES", [x for x in cuda.FUSED_NAMES if "fused1" in x])
+        monkeypatch.setattr(cuda, "_FEW_ROWS", 1)
+    return Processor(fuses=request.param)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ pytest.importorskip("cuda.core", reason="there is no cuda.core here, hence no NV
 from cuda.core import Program, ProgramOptions
 
 from xent_array._kernels import columns, nvrtc
-from xent_array._kernels.cuda import NAMES
+from xent_array._kernels.cuda import FUSED_NAMES, NAMES
 from xent_array._kernels.launches import Form, Launch, launching
 
 pytestmark = [
@@ -23,6 +23,7 @@ pytestmark = [
 ]
 
 
+#: A launch, of parameters that are no kernel's.
 STATS = launching(Form("wide_stats_float32", 7, 64), "<qd", (1 << 40, 0.5))
 
 
@@ -31,15 +32,15 @@ def test_every_kernel_keeps_to_registers(architecture):
     """Nothing is spilled, nothing lies in local memory, and a block of 256 threads fits."""
     log = io.StringIO()
     options = ProgramOptions(arch=architecture, ptxas_options=["-v"])
-    source = "".join(path.read_text("utf-8") for path in nvrtc.SOURCES)
-    Program(source, "c++", options).compile("cubin", logs=log)
+    names = NAMES + FUSED_NAMES * (architecture != "sm_80")
+    Program(nvrtc.source(*names), "c++", options).compile("cubin", logs=log)
     told = re.findall(
         r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
         r"(\d+) bytes spill loads.*?Used (\d+) registers",
         log.getvalue(),
         re.DOTALL,
     )
-    assert {name for name, *_ in told} == set(NAMES)
+    assert {name for name, *_ in told} == set(names)
     for name, *memory, registers in told:
         assert memory == ["0", "0", "0"], name
         assert int(registers) <= 65_536 // 256, name
@@ -49,7 +50,7 @@ def test_every_kernel_keeps_to_registers(architecture):
 def fresh(monkeypatch, tmp_path):
     """A cache on disk of its own, and nothing compiled yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    caches = (nvrtc.compiled, nvrtc._on)
+    caches = (nvrtc.compiled, nvrtc._chip, nvrtc._function)
     for cache in caches:
         cache.cache_clear()
     yield tmp_path
@@ -59,13 +60,13 @@ def fresh(monkeypatch, tmp_path):
 
 def test_what_was_compiled_is_kept_on_disk(fresh, monkeypatch):
     """Another process finds it there, and compiles nothing."""
-    code = nvrtc.compiled("sm_90").code
+    code = nvrtc.compiled(STATS.form.kernel, "sm_90").code
     assert [path for path in fresh.rglob("*") if path.is_file()]
     nvrtc.compiled.cache_clear()
     copies = [written(fresh / path.name, path.read_text("utf-8")) for path in nvrtc.SOURCES]
     monkeypatch.setattr(nvrtc, "SOURCES", copies)
     before = len(list(fresh.rglob("*")))
-    assert nvrtc.compiled("sm_90").code == code
+    assert nvrtc.compiled(STATS.form.kernel, "sm_90").code == code
     assert len(list(fresh.rglob("*"))) == before
 
 
@@ -74,7 +75,7 @@ def test_a_disk_that_takes_nothing_is_no_obstacle(fresh, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(nvrtc, "FileStreamProgramCache", full)
-    assert nvrtc.compiled("sm_80").code
+    assert nvrtc.compiled(STATS.form.kernel, "sm_80").code
     assert not list(fresh.rglob("*"))
 
 
@@ -107,7 +108,7 @@ def test_why_a_device_has_no_kernels(fresh, monkeypatch):
     monkeypatch.setattr(nvrtc, "SOURCES", [written(fresh / "wrong.cu", "this is no C++")])
     assert nvrtc.why_not(0) == "the GPU has compute capability 7.5, and 8.0 is needed"
     assert nvrtc.why_not(1).startswith("NVRTC does not compile for sm_80: ")
-    monkeypatch.setattr(nvrtc, "compiled", lambda architecture: Refused())
+    monkeypatch.setattr(nvrtc, "compiled", lambda name, architecture: Refused())
     assert nvrtc.why_not(2) == (
         "the driver does not load what NVRTC compiled: CUDA_ERROR_NO_BINARY_FOR_GPU: nothing"
     )
@@ -127,7 +128,7 @@ def driver(fresh, monkeypatch):
 
     monkeypatch.setattr(nvrtc.driver, "cuLaunchKernel", launch)
     monkeypatch.setattr(nvrtc, "Device", Device)
-    monkeypatch.setattr(nvrtc, "compiled", lambda architecture: Loaded())
+    monkeypatch.setattr(nvrtc, "compiled", lambda name, architecture: Loaded())
     return asked
 
 

@@ -11,6 +11,7 @@ from xent_array import _kernels, _tiles, cross_entropy, cross_entropy_and_grad, 
 from xent_array.__main__ import served_by
 from xent_array._backends import _torch_cuda
 from xent_array._backends.torch import Backend
+from xent_array._kernels import cuda
 from xent_array._kernels.cuda import Kernels
 
 from cuda_stand_in import Processor, library
@@ -24,11 +25,14 @@ pytestmark = [
 STATS, GRAD = "wide_stats", "wide_grad"
 
 
-@pytest.fixture
-def launches(monkeypatch):
+@pytest.fixture(params=[False, True], ids=["", "fused"])
+def launches(request, monkeypatch):
     """Have the processor's memory be a GPU's; the kernels that were launched there."""
     library()
-    processor = Processor()
+    processor = Processor(fuses=request.param)
+    if request.param:
+        monkeypatch.setattr(cuda, "FUSED_NAMES", [x for x in cuda.FUSED_NAMES if "fused1" in x])
+        monkeypatch.setattr(cuda, "_FEW_ROWS", 1)
     kernels = Kernels(_torch_cuda, processor)
     memory = Backend.memory
 
@@ -54,7 +58,8 @@ def names(launches):
     """What was launched on rows of logits since the last look."""
     kernels = [form.kernel.rpartition("_")[0] for _, _, form, _ in launches]
     launches.clear()
-    return [name for name in kernels if name != "columns"]
+    both = {"columns": [], "fused1": [STATS, GRAD]}  # in place of these two
+    return [x for name in kernels for x in both.get(name, [name])]
 
 
 def problem(dtype=torch.float32, rows=300, classes=200):

@@ -119,6 +119,12 @@ template <class T> T __shfl_xor_sync(u32, T x, int apart) {
   return exchange(x, [=](const T* all) { return all[(current % 32) ^ apart]; });
 }
 
+static void __syncwarp() { __shfl_xor_sync(~0u, 0, 0); }
+
+// There are no clusters here but of one block.
+template <int K, class T> T* of_rank(T* mine, u32) { return mine; }
+template <int K> void cluster_barrier() { __syncthreads(); }
+
 static bool __any_sync(u32, bool x) {
   return exchange(x, [](const bool* all) { return std::any_of(all, all + 32, std::identity()); });
 }

@@ -16,8 +16,8 @@ from xent_array._batch import Arrays, Batch, apart, arrays_of, laid_out, with_ar
 from xent_array._evaluate import Kept, Result
 from xent_array._kernels import RowStats
 from xent_array._kernels.columns import CLASSES, ONE, ROWS, Column, Flat, Ledger
-from xent_array._kernels.cuda import Kernels, Rows, launches_of
-from xent_array._kernels.launches import Address, Cell, Launch, Spot
+from xent_array._kernels.cuda import Kernels, Rows, fused, launches_of
+from xent_array._kernels.launches import Cell, Launch
 from xent_array._namespace import Array
 from xent_array._rows import classes_last
 from xent_array._rowwise import Stats
@@ -167,7 +167,7 @@ class _Logits(NamedTuple):
 
     @property
     def dtype(self) -> str:
-        return self.rows.dtype
+        return self.rows.start.dtype
 
     @property
     def ndim(self) -> int:
@@ -177,13 +177,24 @@ class _Logits(NamedTuple):
         return self
 
 
+class _Looked(NamedTuple):
+    """A look at rows that was noted: its parameters, and what was launched until then."""
+
+    z: _Logits
+    factors: tuple[float, float]
+    weights: Cell | None
+    columns: tuple[Cell | None, ...]
+    launches: int
+
+
 class _Noted:
     """Kernels whose launches are noted in a ledger."""
 
     compiler = Kernels.compiler
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger, *, fuses: bool) -> None:
+        self._ledger, self._fuses = ledger, fuses
+        self._looked: _Looked | None = None
 
     def row_stats(
         self,
@@ -201,10 +212,11 @@ class _Noted:
         top, rest, picked = (ledger.fresh(dtype) for _ in range(3))
         even = None if weight is None else ledger.fresh(dtype)
         at = ledger.fresh("int64") if place else None
-        share = weight if isinstance(weight, float) else 0.0
         columns = (where, *(None if x is None else x.cell for x in (top, rest, picked, even, at)))
-        factors = (scale, share, _address(*weights))
-        self._launch("stats", (z,), factors, columns)
+        factors = (scale, weight if isinstance(weight, float) else 0.0)
+        vector = weights[0] if weights else None
+        self._looked = _Looked(z, factors, vector, columns, len(ledger.launches))
+        ledger.launches += launches_of("stats", z.shape, (z.rows,), factors, (vector,), columns)
         return RowStats(top, rest, picked, even, at)
 
     def row_grad(
@@ -221,29 +233,39 @@ class _Noted:
         chosen: Column,
         kept: Column | None,
     ) -> None:
-        named = {"top": top, "pull": pull, "even": even, "index": index, "chosen": chosen}
-        named["kept"] = kept
+        ledger = self._ledger
+        named = {"pull": pull, "even": even, "chosen": chosen, "kept": kept}
         wanted = {name: (x, ROWS) for name, x in named.items() if isinstance(x, Column)}
         if weight is not None and even is not None:
             wanted["weight"] = (weight, CLASSES)
-        cells = dict(zip(wanted, self._ledger.settle(list(wanted.values())), strict=True))
         owed = even if isinstance(even, float) else 0.0
-        factors = (scale, owed, _address(cells.pop("weight", None)))
-        self._launch("grad", (z, into), factors, tuple(cells.get(name) for name in named))
+        if self._fused(z, into, owed, wanted):
+            return
+        wanted |= {"top": (top, ROWS), "index": (index, ROWS)}
+        cells = dict(zip(wanted, ledger.settle([*wanted.values()]), strict=True))
+        columns = [cells.get(name) for name in ("top", "pull", "even", "index", "chosen", "kept")]
+        vectors = (cells.get("weight"),)
+        ledger.launches += launches_of(
+            "grad", z.shape, (z.rows, into.rows), (scale, owed), vectors, columns
+        )
 
-    def _launch(
-        self,
-        work: str,
-        arrays: tuple[_Logits, ...],
-        factors: tuple[float, float, Address],
-        columns: tuple[Cell | None, ...],
-    ) -> None:
-        rows = [x.rows for x in arrays]
-        self._ledger.launches += launches_of(work, arrays[0].shape, rows, factors, columns)
-
-
-def _address(cell: Cell | None = None) -> Address:
-    return 0 if cell is None else cell.address
+    def _fused(
+        self, z: _Logits, into: _Logits, owed: float, wanted: dict[str, tuple[Column, str]]
+    ) -> bool:
+        """Have the look at the rows write their gradient as well, if it was the last launch."""
+        ledger, looked = self._ledger, self._looked
+        if not self._fuses or looked is None or looked.launches != len(ledger.launches) - 1:
+            return False
+        settled = ledger.steps_to_settle([*wanted.values()])
+        if settled is None:
+            return False
+        cells = dict(zip(wanted, settled[0], strict=True))
+        columns = [*looked.columns, *(cells.get(x) for x in ("pull", "even", "chosen", "kept"))]
+        factors, vectors = (*looked.factors, owed), (looked.weights, cells.get("weight"))
+        one = fused(z.shape, (z.rows, into.rows), factors, vectors, columns, settled[1])
+        if one is not None:
+            ledger.launches[-1] = one
+        return one is not None
 
 
 # --- what was noted, launched
@@ -278,6 +300,7 @@ class _Signature(NamedTuple):
     logits: tuple[Any, ...]  # dtype and steps
     into: tuple[int, ...] | None
     one_upstream: bool  # for all rows
+    fuses: bool  # whether the device can read rows and write their gradients at once
 
 
 #: How many programs are kept, at most.
@@ -311,6 +334,7 @@ def _run(work: Work, batch: Batch, kept: Kept | None = None, out: Array | None =
         (logits.dtype, producer.steps(logits)),
         None if into is None else producer.steps(into),
         upstream is not None and not any(producer.steps(upstream)),
+        kernels.fuses(logits),
     )
     program = _programs.get(signature)
     if program is None:
@@ -341,7 +365,8 @@ def _written(signature: _Signature) -> _Program:
     ledger = Ledger(dtype, {ROWS: math.prod(shape), CLASSES: batch.classes})
     rows = [
         _Logits(
-            Rows(ledger.memory(), dtype_name(signature.logits[0]), steps), (*shape, batch.classes)
+            Rows(Cell(ledger.memory(), dtype_name(signature.logits[0])), steps),
+            (*shape, batch.classes),
         )
         for steps in (signature.logits[1], signature.into or ())
     ]
@@ -366,7 +391,7 @@ def _written(signature: _Signature) -> _Program:
         *[own if x is None else x for x, own in zip(columns, numbers[1:], strict=True)],
     )
     library = (_COLUMNS, dtype, result_dtype, False)
-    noted = with_arrays(batch, given_arrays, library, _Noted(ledger))
+    noted = with_arrays(batch, given_arrays, library, _Noted(ledger, fuses=signature.fuses))
     noted = noted._replace(out=None if signature.into is None else rows[1])
     dtypes = {dtype: batch.compute_dtype, result_dtype: batch.result_dtype}
     dtypes |= {"int64": batch.backend.xp.int64, "bool": batch.backend.xp.bool}

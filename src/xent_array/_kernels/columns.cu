@@ -89,16 +89,26 @@ template <class T> DEVICE T sum_of(const Part* parts, int count, T Part::*number
   return Team<true>::all(sum, Adding());
 }
 
-// What one thread has: its slots, and those of the totals, which all share.
+// Add up the totals of what was summed before.
+template <class R> DEVICE void add_totals(const Columns<R>& work, Slot<R>* totals) {
+  for (int k = threadIdx.x / 32; k < work.totals; k += blockDim.x / 32) {
+    const Parts parts = work.total[k];
+    if (parts.real) totals[k].real = R(sum_of(parts.at, parts.count, &Part::real));
+    else totals[k].whole = sum_of(parts.at, parts.count, &Part::whole);
+  }
+}
+
+// What one thread has: its slots and sums, so far apart, and the totals, which all share.
 template <class R> struct Desk {
   const Columns<R>& work;
-  Slot<R> (*slots)[LANES];
+  Slot<R>* slots;
+  int apart;
   const Slot<R>* totals;
-  Part (*sums)[LANES];
+  Part* sums;
 
   // An operand is a slot, or beyond those a constant.
-  DEVICE Slot<R> operator[](u32 operand) const {
-    return operand < SLOTS ? slots[operand][threadIdx.x] : work.constant[operand - SLOTS];
+  DEVICE Slot<R> operator[](int operand) const {
+    return operand < SLOTS ? slots[operand * apart] : work.constant[operand - SLOTS];
   }
 
   DEVICE void carry_out(i64 row) const {
@@ -107,13 +117,13 @@ template <class R> struct Desk {
       switch (step.op) {
         case STORE: put(work.place[step.b], work.place[step.b].step * row, (*this)[step.a]); break;
         case SUM: add(step.b, (*this)[step.a]); break;
-        default: slots[step.to][threadIdx.x] = result(step, row);
+        default: slots[step.to * apart] = result(step, row);
       }
     }
   }
 
   DEVICE void add(int sum, Slot<R> x) const {
-    Part& part = sums[sum][threadIdx.x];
+    Part& part = sums[sum * apart];
     if (work.reals >> sum & 1) part.real += x.real;
     else part.whole += x.whole;
   }
@@ -151,14 +161,10 @@ template <class R> DEVICE void columns(const Columns<R>& work) {
   __shared__ Slot<R> totals[TOTALS];
   __shared__ Part sums[SUMS][LANES];
   const int thread = threadIdx.x, warp = thread / 32;
-  for (int k = warp; k < work.totals; k += LANES / 32) {
-    const Parts parts = work.total[k];
-    if (parts.real) totals[k].real = R(sum_of(parts.at, parts.count, &Part::real));
-    else totals[k].whole = sum_of(parts.at, parts.count, &Part::whole);
-  }
+  add_totals(work, totals);
   for (int k = 0; k < work.sums; k++) sums[k][thread].whole = 0;  // of reals as well
   __syncthreads();
-  const Desk<R> desk = {work, slots, totals, sums};
+  const Desk<R> desk = {work, &slots[0][thread], LANES, totals, &sums[0][thread]};
   for (i64 row = (i64)blockIdx.x * LANES + thread; row < work.count; row += (i64)gridDim.x * LANES)
     desk.carry_out(row);
   __syncthreads();
@@ -170,10 +176,8 @@ template <class R> DEVICE void columns(const Columns<R>& work) {
   }
 }
 
-#define COLUMNS(name, R)                                                                      \
-  extern "C" __global__ void __launch_bounds__(LANES) columns_##name(const PARAMETER Columns<R> work) { \
-    columns(work);                                                                            \
+#define COLUMNS(name, R)                                      \
+  extern "C" __global__ void __launch_bounds__(LANES)         \
+      columns_##name(const PARAMETER Columns<R> work) {       \
+    columns(work);                                            \
   }
-
-COLUMNS(float32, float)
-COLUMNS(float64, double)

@@ -227,6 +227,24 @@ class Ledger:
 
     def settle(self, wanted: list[tuple[Column, str]]) -> list[Cell]:
         """Have the numbers of columns in memory, one for each row or class."""
+        cells, stores = self._to_settle(wanted)
+        for extent, some in stores.items():
+            if some:
+                self.store(extent, some)
+        return cells
+
+    def steps_to_settle(self, wanted: list[tuple[Column, str]]) -> tuple[list[Cell], Launch] | None:
+        """The same for another kernel to do, row by row; None where it cannot."""
+        cells, stores = self._to_settle(wanted)
+        if stores[CLASSES] or any(any(self._missing(column)) for column, _ in stores[ROWS]):
+            return None
+        form = Form(f"columns_{self.dtype}", 0, 0)
+        return cells, _Writer(self, ROWS).launch(form, 0, stores[ROWS], [], Spot(0))
+
+    def _to_settle(
+        self, wanted: list[tuple[Column, str]]
+    ) -> tuple[list[Cell], dict[str, list[tuple[Column, Cell]]]]:
+        """Where columns lie, or will, and which of them are to be stored there."""
         stores: dict[str, list[tuple[Column, Cell]]] = {CLASSES: [], ROWS: []}
         cells = []
         for column, extent in wanted:
@@ -235,13 +253,7 @@ class Ledger:
                 cell = Cell(self.room(DTYPES[dtype] * self.counts[extent]), dtype)
                 stores[extent].append((column, cell))
             cells.append(cell)
-        for extent, some in stores.items():
-            if some:
-                self.store(extent, some)
-            for column, cell in some:
-                if column.extent == extent:
-                    column.cell = cell
-        return cells
+        return cells, stores
 
     def store(self, extent: str, stores: list[tuple[Column, Cell]]) -> None:
         """Write columns down, and add up what can be by then."""
@@ -252,6 +264,9 @@ class Ledger:
             if total.args[0].extent == extent and not any(self._missing(total.args[0]))
         ][:SUMS]
         self._launch(extent, stores, ready)
+        for column, cell in stores:
+            if column.extent == extent and cell.dtype == column.dtype:
+                column.cell = cell
 
     def finish(self, results: list[tuple[Column, Cell]]) -> None:
         """Write results down, those of each row along with whatever sums the others need."""

@@ -30,9 +30,23 @@ NAMES = [
     *("columns_float32", "columns_float64"),
 ]
 
+#: Those of `fused.cu`, which not every GPU runs, by the blocks that share a row.
+FUSED_NAMES = [
+    f"fused{blocks}_{dtype}"
+    for blocks in (1, 2, 4, 8)
+    for dtype in ("float32", "float16", "bfloat16")
+]
+
 #: The parameters of the kernels that read rows and of those that write gradients: addresses and
 #: steps of the arrays, the numbers of rows and classes, two factors, and addresses of columns.
-LAYOUTS = {"stats": "<7q2d7q", "grad": "<11q2d7q"}
+LAYOUTS = {"stats": "<7q2d7q", "grad": "<11q2d7q", "fused": "<11q3d12q"}
+
+#: Bytes of a row that a block keeps when statistics and gradient are one look at it, at most: six
+#: such blocks have room in a multiprocessor.
+_KEPT = 1 << 15
+
+#: Of fewer rows the multiprocessors would be idle if a row were not parted among more blocks.
+_FEW_ROWS = 128
 
 #: How many vectors of a thread are on their way at once, as in `rows.cu`.
 _FLIGHT = 4
@@ -49,6 +63,9 @@ class Program(Protocol):
 
     def why_not(self, device: int) -> str | None:
         """Why they do not run on a device, or None if they do."""
+
+    def fuses(self, device: int) -> bool:
+        """Whether a device runs the kernels of `fused.cu`."""
 
     def launch(self, device: int, stream: int, one: Launch, words: bytes) -> None:
         """Have a stream of the device, which is the current one, run a kernel some time later.
@@ -127,8 +144,7 @@ class Kernels:
             where = producer.empty(shape, index.dtype, z) if place else None
             columns = (self._line(index, shape), top, rest, picked, even, where)
             share, weight = _apart(weight)
-            weight = self._line(weight, z.shape[-1:])
-            self._launch("stats", stream, (z,), (scale, share, weight), columns)
+            self._launch("stats", stream, (z,), (scale, share), (weight,), columns)
         return RowStats(top, rest, picked, even, where)
 
     def row_grad(
@@ -148,26 +164,39 @@ class Kernels:
         """Write the gradients of rows; see `_kernels.Kernels`."""
         shape = top.shape
         with self.producer.current(z) as stream:
-            weight = None if even is None else self._line(weight, z.shape[-1:])
+            weight = None if even is None else weight
             owed, even = _apart(even)
             numbers = (top, pull, even, index, chosen, kept)
             columns = tuple(self._line(x, shape) for x in numbers)
-            self._launch("grad", stream, (z, into), (scale, owed, weight), columns)
+            self._launch("grad", stream, (z, into), (scale, owed), (weight,), columns)
 
     def _launch(
         self,
         work: str,
         stream: int,
         arrays: tuple[Array, ...],
-        factors: tuple[float, float, Array | None],
+        factors: tuple[float, ...],
+        vectors: tuple[Array | None, ...],
         columns: tuple[Array | None, ...],
     ) -> None:
-        producer, (scale, number, weight) = self.producer, factors
-        rows = [Rows(producer.address(x), _name(x.dtype), producer.steps(x)) for x in arrays]
-        at = 0 if weight is None else producer.address(weight)
-        cells = [None if x is None else Cell(producer.address(x), _name(x.dtype)) for x in columns]
-        launches = launches_of(work, arrays[0].shape, rows, (scale, number, at), cells)
+        vectors = tuple(self._line(x, arrays[0].shape[-1:]) for x in vectors)
+        rows = [Rows(self._cell(x), self.producer.steps(x)) for x in arrays]
+        launches = launches_of(
+            work,
+            arrays[0].shape,
+            rows,
+            factors,
+            [None if x is None else self._cell(x) for x in vectors],
+            [None if x is None else self._cell(x) for x in columns],
+        )
         self.launch(arrays[0], stream, launches, ())
+
+    def _cell(self, x: Array) -> Cell:
+        return Cell(self.producer.address(x), _name(x.dtype))
+
+    def fuses(self, z: Array) -> bool:
+        """Whether statistics and gradients can be one look at rows on the device of an array."""
+        return self._program.fuses(self.producer.device(z))
 
     def launch(
         self, z: Array, stream: int, launches: Iterable[Launch], memory: Sequence[int]
@@ -184,8 +213,7 @@ class Kernels:
 class Rows(NamedTuple):
     """Where rows of logits lie, or go; steps count entries."""
 
-    start: Address
-    dtype: str
+    start: Cell
     steps: tuple[int, ...]
 
 
@@ -193,24 +221,60 @@ def launches_of(
     work: str,
     shape: tuple[int, ...],
     arrays: Sequence[Rows],
-    factors: tuple[float, float, Address],
+    factors: Sequence[float],
+    vectors: Sequence[Cell | None],
     columns: Sequence[Cell | None],
 ) -> Iterator[Launch]:
-    """Launch a kernel on all rows of a shape, or on parts of them that two axes reach."""
-    (scale, number, weight), (z, *_), classes = factors, arrays, shape[-1]
+    """Launch a kernel on all rows of a shape, or on parts of them that two axes reach.
+
+    It is given numbers, those of classes in vectors, and those of rows in columns.
+    """
+    (z, *_), classes = arrays, shape[-1]
     walk = _walk(shape[:-1], [x.steps[:-1] for x in arrays])
     if walk.rows == 0:
         return
-    form = _form(work, z.dtype, walk, classes, z.steps[-1])
+    form = _form(work, z.start.dtype, walk, classes, z.steps[-1])
     for row, offsets in walk.parts():
         layout: list[Address] = []
         for k, x in enumerate(arrays):
-            start = x.start + offsets[k] * DTYPES[x.dtype]
+            start = _entry(x.start, offsets[k])
             layout += [start, walk.outer[k + 1], walk.inner[k + 1], x.steps[-1]]
         counts = (walk.inner[0], walk.rows, classes)
-        of_rows = [0 if x is None else x.address + row * DTYPES[x.dtype] for x in columns]
-        numbers = (float(scale), number, weight)
-        yield launching(form, LAYOUTS[work], (*layout, *counts, *numbers, *of_rows))
+        of_classes, of_rows = (_entry(x) for x in vectors), (_entry(x, row) for x in columns)
+        arguments = (*layout, *counts, *map(float, factors), *of_classes, *of_rows)
+        yield launching(form, LAYOUTS[work], arguments)
+
+
+def fused(
+    shape: tuple[int, ...],
+    arrays: Sequence[Rows],
+    factors: Sequence[float],
+    vectors: Sequence[Cell | None],
+    columns: Sequence[Cell | None],
+    steps: Launch,
+) -> Launch | None:
+    """Launch statistics and gradient as one; `steps` make what the second needs of the first.
+
+    None where that cannot be, or is slower.
+    """
+    z, into = arrays
+    walk, classes = _walk(shape[:-1], [x.steps[:-1] for x in arrays]), shape[-1]
+    row_bytes = classes * DTYPES[z.start.dtype]
+    blocks = 1 << max(0, (-(-row_bytes // _KEPT) - 1).bit_length())
+    name = f"fused{blocks}_{z.start.dtype}"
+    adjacent = z.steps[-1] == into.steps[-1] == 1 and classes >= _MANY
+    if walk.lead or walk.rows < _FEW_ROWS or not adjacent or name not in FUSED_NAMES:
+        return None
+    (one,) = launches_of("fused", shape, arrays, factors, vectors, columns)
+    kept = min(-(-row_bytes // blocks) + 16, _KEPT) // 16 * 16
+    form = Form(name, walk.rows * blocks, _SHARING["stats"])
+    spots = [*one.spots, *((len(one.words) + place, spot) for place, spot in steps.spots)]
+    return Launch(form, 1, one.words + steps.words, spots, kept)
+
+
+def _entry(cell: Cell | None, entry: int = 0) -> Address:
+    """The address of an entry; 0 is that of none."""
+    return 0 if cell is None else cell.address + entry * DTYPES[cell.dtype]
 
 
 class _Walk(NamedTuple):
@@ -262,7 +326,7 @@ def _form(work: str, dtype: str, walk: _Walk, classes: int, step: int) -> Form:
         return Form(f"lane_{work}_{dtype}", -(-walk.rows // _LANES), _LANES)
     of_thread = _FLIGHT * _ENTRIES[dtype]
     warps = 1 << max(0, (-(-classes // (32 * of_thread)) - 1).bit_length())
-    threads = min(32 * warps, _SHARING[work])
+    threads = min(32 * warps, _SHARING.get(work, _LANES))
     tiles = 1 if work == "stats" else -(-classes // (threads * of_thread))
     return Form(f"wide_{work}_{dtype}", walk.rows * tiles, threads)
 

@@ -43,6 +43,7 @@ class Launch(NamedTuple):
     parameters: int  # of how many the bytes are, all of them equally long
     words: bytes
     spots: Sequence[tuple[int, Spot]]
+    shared: int = 0  # bytes of shared memory of each block
 
     def at(self, memory: Sequence[int]) -> bytes:
         """The bytes, when the pieces of memory are there."""

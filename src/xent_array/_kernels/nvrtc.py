@@ -9,21 +9,38 @@ from pathlib import Path
 from typing import Any
 
 from cuda.bindings import driver
-from cuda.core import Device, Kernel, ObjectCode, Program, ProgramOptions
+from cuda.core import Device, ObjectCode, Program, ProgramOptions
 from cuda.core.utils import FileStreamProgramCache
 
 from xent_array._kernels.cuda import NAMES
 from xent_array._kernels.launches import Launch
 
-SOURCES = [Path(__file__).with_name(name) for name in ("rows.cu", "columns.cu")]
+SOURCES = [Path(__file__).with_name(name) for name in ("rows.cu", "columns.cu", "fused.cu")]
 
 #: The least compute capability that has the instructions of `rows.cu`.
 LEAST = (8, 0)
 
+#: And the least that has clusters of blocks, for `fused.cu`.
+CLUSTERS = (9, 0)
+
+
+#: The dtypes of the names of kernels, and the types of C++ that logits have, and numbers of rows.
+_TYPES = {
+    "float64": ("double", "double"),
+    "float32": ("float", "float"),
+    "float16": ("float16", "float"),
+    "bfloat16": ("bfloat16", "float"),
+}
+
 
 def why_not(device: int) -> str | None:
-    """Why the program does not run on a device, or None if it does."""
-    return _on(device)[1]
+    """Why the kernels do not run on a device, or None if they do."""
+    return _chip(device)[1]
+
+
+def fuses(device: int) -> bool:
+    """Whether a device runs the kernels of `fused.cu`."""
+    return _chip(device)[0] >= CLUSTERS
 
 
 def launch(device: int, stream: int, one: Launch, words: bytes) -> None:
@@ -31,13 +48,10 @@ def launch(device: int, stream: int, one: Launch, words: bytes) -> None:
 
     By the driver's own function: cuda.core's takes no structs, and several times as long.
     """
-    kernels, reason = _on(device)
-    if reason is not None:
-        raise RuntimeError(f"no kernel for device {device}: {reason}")
-    (name, blocks, threads), kernel = one.form, kernels[one.form.kernel]
-    parameters = _memory.given(words, one.parameters)
+    name, blocks, threads = one.form
+    kernel, parameters = _function(device, name), _memory.given(words, one.parameters)
     (error,) = driver.cuLaunchKernel(
-        kernel, blocks, 1, 1, threads, 1, 1, 0, stream, parameters, 0
+        kernel, blocks, 1, 1, threads, 1, 1, one.shared, stream, parameters, 0
     )
     if error:
         raise RuntimeError(f"{name} was not launched: {error!r}")
@@ -69,32 +83,44 @@ _memory = _Memory()
 
 
 @functools.cache
-def _on(device: int) -> tuple[dict[str, driver.CUfunction], str | None]:
-    """The kernels for a device, all of them loaded, or why there are none.
+def _chip(device: int) -> tuple[tuple[int, int], str | None]:
+    """The compute capability of a device, and why it has no kernels; None: it has.
 
-    Whatever is missing or wrong: array code does the same.
+    Whatever is missing or wrong: array code does the same. The first kernel tells of the others.
     """
     try:
-        capability = tuple(Device(device).compute_capability)
+        major, minor = Device(device).compute_capability
     except Exception as error:
-        return {}, f"cuda.core does not find the GPU: {_first_line(error)}"
+        return (0, 0), f"cuda.core does not find the GPU: {_first_line(error)}"
+    capability = (major, minor)
     if capability < LEAST:
         has, least = (".".join(map(str, numbers)) for numbers in (capability, LEAST))
-        return {}, f"the GPU has compute capability {has}, and {least} is needed"
-    architecture = "sm_{}{}".format(*capability)
+        return capability, f"the GPU has compute capability {has}, and {least} is needed"
     try:
-        program = compiled(architecture)
+        code = compiled(NAMES[0], _architecture(capability))
     except Exception as error:
-        return {}, f"NVRTC does not compile for {architecture}: {_first_line(error)}"
+        architecture = _architecture(capability)
+        return capability, f"NVRTC does not compile for {architecture}: {_first_line(error)}"
     try:
-        return {name: _function(program.get_kernel(name)) for name in NAMES}, None
+        code.get_kernel(NAMES[0])
     except Exception as error:  # of a driver older than NVRTC
-        return {}, f"the driver does not load what NVRTC compiled: {_first_line(error)}"
+        reason = f"the driver does not load what NVRTC compiled: {_first_line(error)}"
+        return capability, reason
+    return capability, None
 
 
-def _function(kernel: Kernel) -> driver.CUfunction:
+@functools.cache
+def _function(device: int, name: str) -> driver.CUfunction:
     """A kernel as the driver launches it, on whatever device is the current one."""
+    capability, reason = _chip(device)
+    if reason is not None:
+        raise RuntimeError(f"no kernel for device {device}: {reason}")
+    kernel = compiled(name, _architecture(capability)).get_kernel(name)
     return driver.CUfunction(int(kernel.handle))
+
+
+def _architecture(capability: tuple[int, int]) -> str:
+    return "sm_{}{}".format(*capability)
 
 
 def _first_line(error: Exception) -> str:
@@ -102,11 +128,26 @@ def _first_line(error: Exception) -> str:
 
 
 @functools.cache
-def compiled(architecture: str) -> ObjectCode:
-    """The program for a GPU of an architecture, which need not be there."""
-    source = "".join(path.read_text("utf-8") for path in SOURCES)
-    program = Program(source, "c++", ProgramOptions(arch=architecture))
+def compiled(name: str, architecture: str) -> ObjectCode:
+    """A kernel for a GPU of an architecture, which need not be there."""
+    program = Program(source(name), "c++", ProgramOptions(arch=architecture))
     try:
         return program.compile("cubin", cache=FileStreamProgramCache())
     except OSError:  # a disk that takes nothing
         return program.compile("cubin")
+
+
+def source(*names: str) -> str:
+    """The source of kernels of some names, each of which is a line of macros."""
+    parts = [path.read_text("utf-8") for path in SOURCES]
+    for name in names:
+        form, _, dtype = name.rpartition("_")
+        logits, numbers = _TYPES[dtype]
+        if form == "columns":
+            parts.append(f"COLUMNS({dtype}, {numbers})\n")
+        elif form.startswith("fused"):
+            parts.append(f"FUSED({form.removeprefix('fused')}, {dtype}, {logits})\n")
+        else:
+            kind, work = form.split("_")
+            parts.append(f"{work.upper()}({kind}, {dtype}, {logits}, {numbers})\n")
+    return "".join(parts)

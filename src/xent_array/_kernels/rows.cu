@@ -65,6 +65,23 @@ DEVICE Vector load(const Vector* from) {
   return v;
 }
 
+// Where a thing of this block's shared memory lies in that of another block of the cluster.
+template <int K, class T> DEVICE T* of_rank(T* mine, u32 rank) {
+  T* theirs = mine;
+  if (K > 1) asm("mapa.u64 %0, %1, %2;" : "=l"(theirs) : "l"(mine), "r"(rank));
+  return theirs;
+}
+
+// Wait for all threads of a cluster of K blocks, and see what they wrote.
+template <int K> DEVICE void cluster_barrier() {
+  if (K == 1) {
+    __syncthreads();
+  } else {
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+  }
+}
+
 DEVICE void store(Vector* to, Vector v) {
   asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.word[0]),
                "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
@@ -110,6 +127,12 @@ DEVICE float exponential(float x) {
   const float lost = fmaf(turned, 1.904654323e-9f, fmaf(turned, -0.6931471825f, x));
   return fmaf(power, lost, power);
 }
+
+// exp(x), x <= 0, as well as a result of the logits' dtype needs it: a half one has digits to spare.
+template <class S> DEVICE float exponential_for(S, float x) {
+  return sizeof(S) == 2 ? exp2_roughly(x * 1.442695041f) : exponential(x);
+}
+DEVICE double exponential_for(double, double x) { return exponential(x); }
 
 // A sum, and apart from it what its roundings lose (Knuth).
 template <class R> struct Sum {
@@ -308,6 +331,19 @@ template <class S> DEVICE i64 ragged(const S* row, i64 classes) {
   return head < classes ? head : classes;
 }
 
+// Join what so many lanes of a warp know, a power of two; all of them get it.
+template <class R> DEVICE Known<R> joined(Known<R> known, u32 lanes, R scale) {
+  const R top = among(lanes, known.top, Greatest());
+  known.see_from(top, scale);
+  known.top = top;
+  known.below = among(lanes, known.below, Adding());
+  known.ties = among(lanes, known.ties, Adding());
+  known.place = among(lanes, known.place, Least());
+  known.fall = among(lanes, known.fall, Adding());
+  known.heavy = among(lanes, known.heavy, Adding());
+  return known;
+}
+
 // Join what the warps of a block know, 1, 2, 4 or 8 of them; the threads of the first one get it.
 template <class R> DEVICE Known<R> of_block(const Known<R>& mine, R scale) {
   const u32 warps = blockDim.x / 32;
@@ -315,16 +351,7 @@ template <class R> DEVICE Known<R> of_block(const Known<R>& mine, R scale) {
   __shared__ Known<R> parts[8];
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = mine;
   __syncthreads();
-  if (threadIdx.x >= 32) return mine;
-  Known<R> known = parts[threadIdx.x % warps];
-  const R top = among(warps, known.top, Greatest());
-  known.see_from(top, scale);
-  known.top = top;
-  known.below = among(warps, known.below, Adding());
-  known.ties = among(warps, known.ties, Adding());
-  known.place = among(warps, known.place, Least());
-  known.fall = among(warps, known.fall, Adding());
-  return known;
+  return threadIdx.x < 32 ? joined(parts[threadIdx.x % warps], warps, scale) : mine;
 }
 
 // Take a row's classes at, at + step, ... below `end`, N at once.
@@ -345,10 +372,11 @@ DEVICE void take_apart(Seen<R, TOGETHER>& seen, const S* z, i64 class_step, i64 
 // How many vectors of a thread are on their way at once.
 enum { FLIGHT = 4 };
 
-// Take `count` vectors of a row from a class on whose memory is aligned. They are fewer than 2^32,
-// or the row would take 64 GiB.
+// Take `count` vectors of a row from a class on whose memory is aligned, and keep them if there is
+// room. They are fewer than 2^32, or the row would take 64 GiB.
 template <class S, class R>
-DEVICE void take_vectors(Seen<R, true>& seen, const S* z, i64 begin, u32 count) {
+DEVICE void take_vectors(Seen<R, true>& seen, const S* z, i64 begin, u32 count,
+                         Vector* room = nullptr) {
   constexpr int N = 16 / sizeof(S);
   const u32 before = Team<true>::before();
   for (u32 start = threadIdx.x; start - before < count; start += FLIGHT * blockDim.x) {
@@ -364,6 +392,7 @@ DEVICE void take_vectors(Seen<R, true>& seen, const S* z, i64 begin, u32 count) 
       if (i - before >= count) break;
       S entries[N];
       R values[N];
+      if (room && i < count) room[i] = v[u];
       memcpy(entries, &v[u], 16);
 #pragma unroll
       for (int k = 0; k < N; k++) values[k] = widen(entries[k]);
@@ -421,7 +450,8 @@ template <class R> struct Slope {
 
   // The derivative by class j, whose logit is z.
   template <class S> DEVICE S operator()(S z, i64 j) const {
-    const R other = exponential(scale * (widen(z) - top)) * pull - owed * weight[j];
+    const R power = exponential_for(z, scale * (widen(z) - top));
+    const R other = power * pull - owed * weight[j];
     S grad;
     narrow(!kept ? R(0) : j == index ? chosen : other, grad);
     return grad;
@@ -449,25 +479,26 @@ DEVICE void write_apart(const Slope<R>& slope, const S* z, i64 z_step, S* to, i6
   for (; at < end; at += step) to[at * to_step] = slope(z[at * z_step], at);
 }
 
-// Write up to FLIGHT vectors of a row, `begin` being a class whose memory is aligned in both.
+// Write up to FLIGHT vectors of a row, `begin` being a class whose memory is aligned in both; those
+// of the logits may have been kept.
 template <class S, class R>
-DEVICE void write_vectors(const Slope<R>& slope, const S* z, S* to, i64 begin, i64 start,
-                          i64 count) {
+DEVICE void write_vectors(const Slope<R>& slope, const S* z, S* to, i64 begin, u32 start, u32 count,
+                          const Vector* kept = nullptr) {
   constexpr int N = 16 / sizeof(S);
   Vector v[FLIGHT];
 #pragma unroll
   for (int u = 0; u < FLIGHT; u++) {
-    const i64 i = start + u * blockDim.x;
-    if (i < count) v[u] = load((const Vector*)(z + begin) + i);
+    const u32 i = start + u * blockDim.x;
+    if (i < count) v[u] = kept ? kept[i] : load((const Vector*)(z + begin) + i);
   }
 #pragma unroll
   for (int u = 0; u < FLIGHT; u++) {
-    const i64 i = start + u * blockDim.x;
+    const u32 i = start + u * blockDim.x;
     if (i >= count) break;
     S entries[N];
     memcpy(entries, &v[u], 16);
 #pragma unroll
-    for (int k = 0; k < N; k++) entries[k] = slope(entries[k], begin + i * N + k);
+    for (int k = 0; k < N; k++) entries[k] = slope(entries[k], begin + (i64)i * N + k);
     memcpy(&v[u], entries, 16);
     store((Vector*)(to + begin) + i, v[u]);
   }
@@ -504,7 +535,7 @@ DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, 
   write_apart(slopes[row], from[row], from.class_step, into[row], into.class_step, 0, classes, 1);
 }
 
-// --- the kernels of each dtype
+// --- the kernels, by the names that `_kernels/nvrtc.py` has them compiled
 
 // How many threads a multiprocessor is to have room for. More would spill registers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
@@ -535,14 +566,3 @@ DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, 
                               chosen, kept};                                                     \
     kind##_grad(from, into, count, classes, slopes);                                             \
   }
-
-#define KERNELS(name, S, R) \
-  STATS(wide, name, S, R)   \
-  STATS(lane, name, S, R)   \
-  GRAD(wide, name, S, R)    \
-  GRAD(lane, name, S, R)
-
-KERNELS(float32, float, float)
-KERNELS(bfloat16, bfloat16, float)
-KERNELS(float16, float16, float)
-KERNELS(float64, double, double)
