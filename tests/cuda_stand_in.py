@@ -1,5 +1,6 @@
 """The CUDA kernels without a GPU: compiled for a processor, and what stands for a device."""
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -14,37 +15,49 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from xent_array import _kernels
-from xent_array._kernels.cuda import LAYOUTS
+from xent_array import _kernels, _threads
+from xent_array._backends.numpy import Backend
+from xent_array._kernels.cuda import LAYOUTS, Kernels
 
 BFLOAT16 = ml_dtypes.bfloat16
 DTYPES = [np.float32, np.float64, np.float16, BFLOAT16]
 
 SHIM = Path(__file__).parent / "cuda_shim"
-SOURCE = Path(_kernels.__file__).with_name("rows.cu")
+SOURCES = Path(_kernels.__file__).parent
 
 
 def library():
-    """The kernels as functions of a library; a test is skipped where no compiler makes one."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler is there to run the CUDA kernels on the processor")
-    made, complaints = compiled(compiler)
-    assert made is not None, complaints
-    return made
+    """The kernels of rows as functions of a library; a test is skipped where no compiler is."""
+    return compiled('#include "host.cpp"\n')
 
 
 @functools.cache
-def compiled(compiler):
+def compiled(code):
+    """Code that has all kernels' templates at hand, as a library."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler is there to run the CUDA kernels on the processor")
+    # Some compilers have jumps checked, which those from one fiber to another do not survive.
+    own = ("-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas", f"-I{SHIM}", f"-I{SOURCES}")
+    flags = (compiler, "-std=c++20", "-O1", "-fPIC", *own)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "rows.so")
-        includes = (f"-I{SHIM}", f"-I{SOURCE.parent}")
-        # Some compilers have jumps checked, which those from one fiber to another do not survive.
-        own = ("-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas")
-        flags = ("-std=c++20", "-O2", "-fPIC", "-shared", *own, *includes)
-        command = [compiler, *flags, str(SHIM / "host.cpp"), "-o", str(path)]
+        path, made = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
+        path.write_text(code)
+        command = (*flags, "-shared", "-include", headers(flags), path, "-o", made)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return (ctypes.CDLL(str(path)) if done.returncode == 0 else None), done.stderr
+        assert done.returncode == 0, done.stderr
+        return ctypes.CDLL(str(made))
+
+
+@functools.cache
+def headers(flags):
+    """What all code includes, compiled once: where the compiler finds it."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder, "kernels.h")
+    path.write_text((SHIM / "host.h").read_text())
+    subprocess.run((*flags, "-x", "c++-header", path, "-o", f"{path}.gch"), check=True)
+    return path
 
 
 def compute_dtype(dtype):
@@ -55,7 +68,7 @@ class Recorder:
     """A program that remembers what it was asked to run."""
 
     def __init__(self, *, fuses=False):
-        self.launches, self.fused = [], fuses
+        self.launches, self.asked, self.fused = [], [], fuses
 
     def why_not(self, device):
         return None
@@ -64,6 +77,7 @@ class Recorder:
         return self.fused
 
     def launch(self, device, stream, one, words):
+        self.asked.append(one)
         work = one.form.kernel.split("_")[1]
         arguments = struct.unpack(LAYOUTS[work], words) if work in LAYOUTS else (words,)
         self.launches.append((device, stream, one.form, arguments))
@@ -75,7 +89,9 @@ class Processor(Recorder):
     def launch(self, device, stream, one, words):
         super().launch(device, stream, one, words)
         kernel, blocks, threads = one.form
-        getattr(library(), f"run_{kernel}")(blocks, threads, words)
+        struct = kernel.startswith(("columns", "fused"))
+        made = compiled(f"{one.code}RUN_STRUCT({kernel})\n") if struct else library()
+        getattr(made, f"run_{kernel}")(blocks, threads, words)
 
 
 class NumpyMemory:
@@ -115,3 +131,14 @@ class NumpyMemory:
         assert self.active
         return np.ascontiguousarray(np.broadcast_to(x, shape))
 
+
+
+@contextlib.contextmanager
+def on_device(memory, program):
+    """Have NumPy's arrays be a GPU's, read by the CUDA kernels of a program."""
+    kernels = Kernels(memory, program)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Backend, "kernels", lambda *_: None if _kernels._disabled else kernels)
+        patch.setattr(Backend, "memory", lambda *_: "device")
+        patch.setattr(_threads, "available", lambda: 1)
+        yield kernels

@@ -14,12 +14,19 @@ import test_gradients
 import test_linear
 import test_nonfinite
 import xent_array
-from xent_array import _kernels, _threads, _tiles
-from xent_array._backends.numpy import Backend
+from xent_array import _kernels, _tiles
 from xent_array._kernels import cuda
 from xent_array._kernels.cuda import Kernels
 
-from cuda_stand_in import BFLOAT16, DTYPES, NumpyMemory, Processor, compute_dtype, library
+from cuda_stand_in import (
+    BFLOAT16,
+    DTYPES,
+    NumpyMemory,
+    Processor,
+    compute_dtype,
+    library,
+    on_device,
+)
 
 pytestmark = [
     pytest.mark.library("numpy"),
@@ -36,7 +43,7 @@ LAYOUTS = ["rows", "off by one", "padded", "class-major", "apart", "reversed", "
 def processor(request, monkeypatch):
     library()
     if request.param:
-        monkeypatch.setattr(cuda, "FUSED_NAMES", [x for x in cuda.FUSED_NAMES if "fused1" in x])
+        monkeypatch.setattr(cuda, "FUSED_BLOCKS", (1,))
         monkeypatch.setattr(cuda, "_FEW_ROWS", 1)
     return Processor(fuses=request.param)
 
@@ -47,21 +54,16 @@ def kernels(processor):
 
 
 @pytest.fixture
-def on_gpu(kernels, monkeypatch):
+def on_gpu(processor, monkeypatch):
     """NumPy's arrays are read by the CUDA kernels, which flush what is less than normal."""
-
-    def chosen(backend, x):
-        return None if _kernels._disabled else kernels
 
     def flushed(xp, dtype):
         return {"float64": 0.0, "float32": 2.0**-126}[dtype]
 
-    monkeypatch.setattr(Backend, "kernels", chosen)
-    monkeypatch.setattr(Backend, "memory", lambda backend, x: "device")
-    monkeypatch.setattr(_threads, "available", lambda: 1)
     for module in (test_accuracy, test_gradients):
         monkeypatch.setattr(module, "flushed", flushed)
-    return kernels
+    with on_device(NumpyMemory(), processor) as kernels:
+        yield kernels
 
 
 def laid_out(z, layout):

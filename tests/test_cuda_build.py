@@ -2,20 +2,27 @@
 
 import ctypes
 import io
+import itertools
 import re
 import types
 
+import numpy as np
+
 import pytest
 
+import xent_array
 from xent_array import _kernels
 
 pytest.importorskip("cuda.core", reason="there is no cuda.core here, hence no NVRTC to ask")
 
 from cuda.core import Program, ProgramOptions
 
-from xent_array._kernels import columns, nvrtc
-from xent_array._kernels.cuda import FUSED_NAMES, NAMES
+from xent_array._kernels import nvrtc
+from xent_array._kernels.columns import TYPES
 from xent_array._kernels.launches import Form, Launch, launching
+
+from cuda_stand_in import NumpyMemory, Recorder, compute_dtype, on_device
+from gpus import DTYPES
 
 pytestmark = [
     pytest.mark.library("numpy"),
@@ -24,24 +31,64 @@ pytestmark = [
 
 
 #: A launch, of parameters that are no kernel's.
-STATS = launching(Form("wide_stats_float32", 7, 64), "<qd", (1 << 40, 0.5))
+STATS = launching(
+    *(Form("wide_stats_float32", 7, 64), "STATS(wide, float32, float, float)\n"),
+    *("<qd", (1 << 40, 0.5)),
+)
+
+SHAPE = (200, 1000)
 
 
+def noted(dtype, **options):
+    """The launches of a loss and its gradient, of the program that would run on a GPU."""
+    recorder = Recorder(fuses=dtype != "float64")
+    logits, target = np.zeros(SHAPE, DTYPES[dtype]), np.zeros(200, np.int64)
+    with on_device(NumpyMemory(), recorder):
+        for work in (xent_array.cross_entropy, xent_array.cross_entropy_and_grad):
+            work(logits, target, **options)
+    return recorder.asked
+
+
+def every_launch(dtype):
+    """A launch of each kernel: those by which a row is read and written, fused or not, and all
+    that may be asked of columns.
+    """
+    types = f"{dtype}, {TYPES[dtype]}, {'double' if dtype == 'float64' else 'float'}"
+    for kind, work in itertools.product(("wide", "lane"), ("stats", "grad")):
+        yield f"{kind}_{work}_{dtype}", f"{work.upper()}({kind}, {types})\n"
+    options = [
+        {},
+        {"label_smoothing": 0.1, "weight": np.ones(1000, compute_dtype(DTYPES[dtype]))},
+        {"z_loss": 1e-3, "sample_weight": np.ones(200, np.float32), "return_stats": True},
+        {"where": np.ones(200, bool), "reduction": "none", "label_smoothing": 0.1},
+    ]
+    for some in options:
+        for one in noted(dtype, **some):
+            yield one.form.kernel, one.code
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100", "sm_120"])
-def test_every_kernel_keeps_to_registers(architecture):
+def test_every_kernel_keeps_to_registers(architecture, dtype):
     """Nothing is spilled, nothing lies in local memory, and a block of 256 threads fits."""
-    log = io.StringIO()
-    options = ProgramOptions(arch=architecture, ptxas_options=["-v"])
-    names = NAMES + FUSED_NAMES * (architecture != "sm_80")
-    Program(nvrtc.source(*names), "c++", options).compile("cubin", logs=log)
-    told = re.findall(
-        r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-        r"(\d+) bytes spill loads.*?Used (\d+) registers",
-        log.getvalue(),
-        re.DOTALL,
-    )
-    assert {name for name, *_ in told} == set(names)
-    for name, *memory, registers in told:
+    kernels = dict.fromkeys(every_launch(dtype))
+    assert sum(name.startswith("columns") for name, _ in kernels) > 5
+    assert any(name.startswith("fused1") for name, _ in kernels) == (dtype != "float64")
+    wider = [(f"fused8_{dtype}", code.replace("FUSED(1,", "FUSED(8,")) for name, code in kernels
+             if name.startswith("fused1")]
+    for name, code in [*kernels, *wider[:1]]:
+        if name.startswith("fused") and architecture == "sm_80":  # which has no clusters
+            continue
+        log = io.StringIO()
+        options = ProgramOptions(arch=architecture, ptxas_options=["-v"])
+        Program(nvrtc.source(name, code), "c++", options).compile("cubin", logs=log)
+        ((found, *memory, registers),) = re.findall(
+            r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+            r"(\d+) bytes spill loads.*?Used (\d+) registers",
+            log.getvalue(),
+            re.DOTALL,
+        )
+        assert found == name
         assert memory == ["0", "0", "0"], name
         assert int(registers) <= 65_536 // 256, name
 
@@ -60,13 +107,11 @@ def fresh(monkeypatch, tmp_path):
 
 def test_what_was_compiled_is_kept_on_disk(fresh, monkeypatch):
     """Another process finds it there, and compiles nothing."""
-    code = nvrtc.compiled(STATS.form.kernel, "sm_90").code
+    code = nvrtc.compiled(STATS.form.kernel, STATS.code, "sm_90").code
     assert [path for path in fresh.rglob("*") if path.is_file()]
     nvrtc.compiled.cache_clear()
-    copies = [written(fresh / path.name, path.read_text("utf-8")) for path in nvrtc.SOURCES]
-    monkeypatch.setattr(nvrtc, "SOURCES", copies)
     before = len(list(fresh.rglob("*")))
-    assert nvrtc.compiled(STATS.form.kernel, "sm_90").code == code
+    assert nvrtc.compiled(STATS.form.kernel, STATS.code, "sm_90").code == code
     assert len(list(fresh.rglob("*"))) == before
 
 
@@ -75,13 +120,8 @@ def test_a_disk_that_takes_nothing_is_no_obstacle(fresh, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(nvrtc, "FileStreamProgramCache", full)
-    assert nvrtc.compiled(STATS.form.kernel, "sm_80").code
+    assert nvrtc.compiled(STATS.form.kernel, STATS.code, "sm_80").code
     assert not list(fresh.rglob("*"))
-
-
-def written(path, text):
-    path.write_text(text)
-    return path
 
 
 class Device:
@@ -95,7 +135,7 @@ class Loaded:
     """What a driver makes of the program."""
 
     def get_kernel(self, name):
-        return types.SimpleNamespace(handle=NAMES.index(name) + 1)
+        return types.SimpleNamespace(handle=len(name))
 
 
 class Refused:
@@ -105,10 +145,10 @@ class Refused:
 
 def test_why_a_device_has_no_kernels(fresh, monkeypatch):
     monkeypatch.setattr(nvrtc, "Device", Device)
-    monkeypatch.setattr(nvrtc, "SOURCES", [written(fresh / "wrong.cu", "this is no C++")])
+    monkeypatch.setattr(nvrtc, "_FIRST", ("wrong", "this is no C++"))
     assert nvrtc.why_not(0) == "the GPU has compute capability 7.5, and 8.0 is needed"
     assert nvrtc.why_not(1).startswith("NVRTC does not compile for sm_80: ")
-    monkeypatch.setattr(nvrtc, "compiled", lambda name, architecture: Refused())
+    monkeypatch.setattr(nvrtc, "compiled", lambda *_: Refused())
     assert nvrtc.why_not(2) == (
         "the driver does not load what NVRTC compiled: CUDA_ERROR_NO_BINARY_FOR_GPU: nothing"
     )
@@ -128,7 +168,7 @@ def driver(fresh, monkeypatch):
 
     monkeypatch.setattr(nvrtc.driver, "cuLaunchKernel", launch)
     monkeypatch.setattr(nvrtc, "Device", Device)
-    monkeypatch.setattr(nvrtc, "compiled", lambda name, architecture: Loaded())
+    monkeypatch.setattr(nvrtc, "compiled", lambda *_: Loaded())
     return asked
 
 
@@ -146,13 +186,13 @@ def test_a_launch_goes_to_the_stream_it_was_given(driver, monkeypatch):
     monkeypatch.setattr(nvrtc.driver, "cuLaunchKernel", launch)
     nvrtc.launch(1, 0xABC, STATS, STATS.words)
     ((kernel, *form, stream, _, extra),) = driver
-    assert int(kernel) == NAMES.index("wide_stats_float32") + 1
+    assert int(kernel) == len("wide_stats_float32")
     assert (form, stream, extra) == ([7, 1, 1, 64, 1, 1, 0], 0xABC, 0)
     assert found == [1 << 40, 0.5]
 
 
 def test_a_struct_is_one_argument(driver):
-    one = Launch(Form("columns_float32", 1, 128), 1, b"12345678" * 200, ())
+    one = Launch(Form("columns_of", 1, 128), "", b"12345678" * 200, ())
     nvrtc.launch(1, 0, one, one.words)
     ((*_, pointers, _),) = driver
     (at,) = (ctypes.c_void_p * 1).from_address(pointers)
@@ -163,16 +203,3 @@ def test_what_the_driver_refuses(driver, monkeypatch):
     monkeypatch.setattr(nvrtc.driver, "cuLaunchKernel", lambda *args: (700,))
     with pytest.raises(RuntimeError, match="wide_stats_float32.* was not launched: 700"):
         nvrtc.launch(1, 0, STATS, STATS.words)
-
-
-def test_the_struct_is_as_large_as_the_kernels():
-    """What is written in Python is read in C++."""
-    source = nvrtc.SOURCES[1].read_text("utf-8")
-    (sizes,) = re.findall(r"enum \{ (SLOTS.*?) \};", source)
-    for name, value in re.findall(r"(\w+) = (\d+)", sizes):
-        assert getattr(columns, name) == int(value), name
-    (names,) = re.findall(r"enum Op \{(.*?)\};", source, re.DOTALL)
-    names = [name.strip().replace("_", " ").lower() for name in names.split(",")]
-    assert names == list(columns.OPERATIONS)
-    (dtypes,) = re.findall(r"enum Dtype \{(.*?)\};", source, re.DOTALL)
-    assert [name.strip().lower() for name in dtypes.split(",")] == list(columns.DTYPES)

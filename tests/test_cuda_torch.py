@@ -31,7 +31,7 @@ def launches(request, monkeypatch):
     library()
     processor = Processor(fuses=request.param)
     if request.param:
-        monkeypatch.setattr(cuda, "FUSED_NAMES", [x for x in cuda.FUSED_NAMES if "fused1" in x])
+        monkeypatch.setattr(cuda, "FUSED_BLOCKS", (1,))
         monkeypatch.setattr(cuda, "_FEW_ROWS", 1)
     kernels = Kernels(_torch_cuda, processor)
     memory = Backend.memory

@@ -141,6 +141,32 @@ def both(z, target):
     return xent_array.cross_entropy_and_grad(z, target, reduction="none")
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("classes", [100, 4099, 32_000, 50_257, 128_256])
+@pytest.mark.parametrize("dtype", [x for x in DTYPES if x != "float64"])
+def test_one_look(real, dtype, classes, in_place):
+    """So many rows are kept in shared memory between their statistics and their gradient."""
+    z, target = problem(dtype, classes, 140)
+    target[5] = -100
+    inside, around = scattered(real, z, 77)
+    out, outside = (inside, around) if in_place else scattered(real, np.full_like(z, np.nan), 77)
+    loss, grad = xent_array.cross_entropy_and_grad(
+        inside, real.make(target), reduction="none", out=out, dtype=real.dtype("float64")
+    )
+    assert grad is out
+    some = [0, 5, 71, 139]
+    losses, p = exact(z[some], np.maximum(target[some], 0))
+    p[np.arange(4), target[some]] -= 1
+    losses[1], p[1] = 0, 0
+    unit = 2.0 ** -{2: 8, 4: 19}[z.itemsize]
+    np.testing.assert_allclose(real.numpy(loss)[some], losses.astype(float), rtol=2**-20)
+    found = real.numpy(out).astype(np.longdouble)
+    np.testing.assert_allclose(found[some], p, rtol=unit, atol=unit / classes)
+    assert np.isfinite(found).all()
+    edges = real.numpy(outside).astype(float)
+    assert (np.delete(edges, np.s_[3 : classes + 3], 1) == 77).all()
+
+
 def test_what_serves_says_so(real):
     xp = real.torch if hasattr(real, "torch") else real.cupy
     device = {"device": "cuda"} if xp.__name__ == "torch" else {}

@@ -143,6 +143,10 @@ inline u32 bits_of(float x) {
   return bits;
 }
 
+template <class R> R plus(R a, R b) { return a + b; }
+template <class R> R minus(R a, R b) { return a - b; }
+template <class R> R times(R a, R b) { return a * b; }
+
 // As wrong as the instruction may be, upwards or downwards as the bits will have it.
 inline float exp2_roughly(float x) {
   const double exact = std::exp2((double)x), off = std::ldexp(1.0, -22);

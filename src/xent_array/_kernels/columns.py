@@ -1,44 +1,52 @@
-"""Array code on numbers of rows, written down as it runs, for `columns.cu` to carry out.
+"""Array code on numbers of rows, written down as it runs, and turned into C++.
 
 On a GPU each operation on an array is a launch, which takes longer than the arithmetic on a few
 numbers of each row. So the loss is evaluated once on a `Ledger` instead of arrays: what is asked of
-columns is noted, and done in as few launches as the sums among it allow; see `_engines.device`.
+columns is noted, and done in as few launches as the sums among it allow, each a kernel made for it;
+see `columns.cu` and `_engines.device`.
 """
 
 from __future__ import annotations
 
-import math
-import struct
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from xent_array._kernels.launches import Cell, Form, Launch, Spot
+from xent_array._kernels.launches import Cell, Form, Launch, Spot, launching
 
-#: The operations, as `columns.cu` numbers them.
-OPERATIONS = (
-    *("load", "take", "total", "store", "sum", "real", "finite", "exp", "log1p", "not"),
-    *("add", "subtract", "multiply", "divide", "less", "equal"),
-    *("less whole", "equal whole", "subtract whole", "and", "or", "where"),
-)
-_CODE = {name: code for code, name in enumerate(OPERATIONS)}
-
-#: The dtypes, as `columns.cu` numbers them, and the bytes that each takes.
+#: The bytes that each dtype takes, and its type in `numbers.cu`.
 DTYPES = {
     **{"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2},
     **{"int64": 8, "int32": 4, "int16": 2, "int8": 1},
     **{"uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1},
 }
-_DTYPE_CODE = {name: code for code, name in enumerate(DTYPES)}
+TYPES = {
+    **{"float64": "double", "float32": "float", "float16": "float16", "bfloat16": "bfloat16"},
+    **{"int64": "i64", "int32": "int", "int16": "short", "int8": "signed char"},
+    **{"uint64": "i64", "uint32": "u32", "uint16": "u16", "uint8": "unsigned char"},
+    "bool": "bool",
+}
 
-#: How much a launch has room for, as in `columns.cu`.
-SLOTS, STEPS, CONSTANTS, PLACES, TOTALS, SUMS, LANES = 20, 120, 24, 24, 8, 4, 128
+#: What operations are in C++.
+_WRITTEN = {
+    "real": "R({})",
+    "finite": "{0} - {0} == 0",
+    "exp": "exp({})",
+    "log1p": "log1p({})",
+    "not": "!{}",
+    "add": "plus({}, {})",
+    "subtract": "minus({}, {})",
+    "multiply": "times({}, {})",
+    "divide": "{} / {}",
+    "less": "{} < {}",
+    "equal": "{} == {}",
+    "subtract whole": "{} - {}",
+    "and": "{} & {}",
+    "or": "{} | {}",
+    "where": "{} ? {} : {}",
+}
 
-#: Where the parts of a launch's parameter begin, and its size, all in bytes.
-_PARTS, _SIZES, _TOTAL = 8, 16, 32
-_PLACE = _TOTAL + 16 * TOTALS
-_CONSTANT = _PLACE + 16 * PLACES
-_STEP = _CONSTANT + 8 * CONSTANTS
-_SIZE = _STEP + 8 * STEPS
+#: Threads of a block, as in `columns.cu`.
+LANES = 128
 
 #: Blocks of a launch, at most.
 _BLOCKS = 1024
@@ -198,7 +206,7 @@ class Ledger:
     def compared(self, operation: str, a: Any, b: Any) -> Column:
         kind = next(x.kind for x in (a, b) if isinstance(x, Column))
         args = (self.column(a, kind), self.column(b, kind))
-        return self.noted(operation if kind == REAL else f"{operation} whole", args, TRUTH)
+        return self.noted(operation, args, TRUTH)
 
     def where(self, condition: Column, a: Any, b: Any) -> Column:
         kind = next((x.kind for x in (a, b) if isinstance(x, Column)), REAL)
@@ -238,8 +246,7 @@ class Ledger:
         cells, stores = self._to_settle(wanted)
         if stores[CLASSES] or any(any(self._missing(column)) for column, _ in stores[ROWS]):
             return None
-        form = Form(f"columns_{self.dtype}", 0, 0)
-        return cells, _Writer(self, ROWS).launch(form, 0, stores[ROWS], [], Spot(0))
+        return cells, _Writer(self.dtype, ROWS).launch(0, 0, stores[ROWS], [], Spot(0))
 
     def _to_settle(
         self, wanted: list[tuple[Column, str]]
@@ -262,7 +269,7 @@ class Ledger:
             total
             for total in self._unsummed
             if total.args[0].extent == extent and not any(self._missing(total.args[0]))
-        ][:SUMS]
+        ]
         self._launch(extent, stores, ready)
         for column, cell in stores:
             if column.extent == extent and cell.dtype == column.dtype:
@@ -282,13 +289,10 @@ class Ledger:
 
     def _add_up(self, totals: Iterable[Column]) -> None:
         for total in totals:
-            while total.parts is None:
-                summed = total.args[0]
-                self._add_up(self._missing(summed))
-                if total.parts is None:
-                    # The one that is needed comes first, should there be too many.
-                    self._unsummed.sort(key=lambda other, first=total: other is not first)
-                    self.store(summed.extent, [])
+            if total.parts is None:
+                self._add_up(self._missing(total.args[0]))
+            if total.parts is None:  # it was not taken along
+                self.store(total.args[0].extent, [])
 
     def _launch(
         self, extent: str, stores: list[tuple[Column, Cell]], totals: list[Column]
@@ -296,8 +300,8 @@ class Ledger:
         count = 1 if extent == ONE else self.counts[extent]
         blocks = max(1, min(-(-count // LANES), _BLOCKS))
         parts = self.room(8 * blocks * len(totals)) if totals else Spot(0)
-        form = Form(f"columns_{self.dtype}", blocks, LANES)
-        self.launches.append(_Writer(self, extent).launch(form, count, stores, totals, parts))
+        writer = _Writer(self.dtype, extent)
+        self.launches.append(writer.launch(blocks, count, stores, totals, parts))
         for k, total in enumerate(totals):
             total.parts = (parts + 8 * blocks * k, blocks)
         done = {id(total) for total in totals}
@@ -315,117 +319,113 @@ def _totals_of(column: Column) -> Iterator[Column]:
 
 
 class _Writer:
-    """Writes the steps of one launch."""
+    """Writes the struct `Steps` of one launch."""
 
-    def __init__(self, ledger: Ledger, extent: str) -> None:
-        self.ledger, self.extent = ledger, extent
-        self.words, self.spots = bytearray(_SIZE), list[tuple[int, Spot]]()
-        self.steps = self.places = self.totals = 0
-        self.constants: dict[Any, int] = {}
-        self.slots: dict[int, int] = {}
-        self.free = list(range(SLOTS))[::-1]
-        self.uses: dict[int, int] = {}
+    def __init__(self, dtype: str, extent: str) -> None:
+        self.dtype, self.extent = dtype, extent
+        self.fields, self.values, self.layout = list[str](), list[Any](), "<"
+        self.adding, self.steps = list[str](), list[str]()
+        self.names: dict[Any, str] = {}
 
     def launch(
         self,
-        form: Form,
+        blocks: int,
         count: int,
         stores: list[tuple[Column, Cell]],
         totals: list[Column],
         parts: Spot,
     ) -> Launch:
-        roots = [column for column, _ in stores] + [total.args[0] for total in totals]
-        seen: set[int] = set()
-        for root in roots:
-            self._count(root, seen)
+        self._field("i64", "count", count)
+        self._field("Part*", "parts", parts)
         for column, cell in stores:
-            place = self._place(cell, 0 if self.extent == ONE else 1)
-            self._step("store", 0, self._operand(column), place)
-            self._used(column)
+            value, to = self._value(column), self._place(cell, "")
+            at = "[0]" if self.extent == ONE else "[row]"
+            if "float" in cell.dtype and cell.dtype != "float64":
+                self.steps.append(f"narrow(float({value}), {to}{at});")
+            else:
+                self.steps.append(f"{to}{at} = {value};")
         reals = 0
         for k, total in enumerate(totals):
             reals |= (total.kind == REAL) << k
-            self._step("sum", 0, self._operand(total.args[0]), k)
-            self._used(total.args[0])
-        room = {"steps": STEPS, "places": PLACES, "totals": TOTALS}
-        if any(getattr(self, name) > most for name, most in room.items()):
-            raise OverflowError(f"{self.steps} steps are more than a launch has room for")
-        self.spots.append((_PARTS, parts))
-        sizes = (self.steps, self.totals, len(totals), reals)
-        struct.pack_into("<q", self.words, 0, count)
-        struct.pack_into("<4i", self.words, _SIZES, *sizes)
-        return Launch(form, 1, bytes(self.words), self.spots)
+            kind = "real" if total.kind == REAL else "whole"
+            self.steps.append(f"sums[{k}].{kind} += {self._value(total.args[0])};")
+        counts = f"TOTALS = {len(self.adding)}, SUMS = {len(totals)}, REALS = {reals}"
+        code = _STRUCT.format(
+            real=TYPES[self.dtype],
+            counts=counts,
+            fields="\n  ".join(self.fields),
+            adding="\n    ".join(self.adding),
+            steps="\n    ".join(self.steps),
+        )
+        form = Form("columns_of", blocks, LANES)
+        one = launching(form, f"{code}COLUMNS\n", self.layout, self.values)
+        return one._replace(code=code) if not blocks else one
 
-    def _count(self, column: Column, seen: set[int]) -> None:
-        """Count how often each column is used, that its slot be free after the last time."""
-        self.uses[id(column)] = self.uses.get(id(column), 0) + 1
-        if id(column) in seen:
-            return
-        seen.add(id(column))
-        for x in self._operands(column):
-            self._count(x, seen)
+    def _value(self, column: Column) -> str:
+        """The name of a column's value, once the steps that compute it are written."""
+        name = self.names.get(id(column))
+        if name is None:
+            formula = self._formula(column)
+            kind = {REAL: "R", WHOLE: "i64", TRUTH: "bool"}[column.kind]
+            name = self.names[id(column)] = f"v{len(self.names)}"
+            self.steps.append(f"const {kind} {name} = {formula};")
+        return name
 
-    def _operands(self, column: Column) -> list[Column]:
-        if column.cell is not None or column.operation == "total":
-            return []
-        args = column.args[1:] if column.operation == "take" else column.args
-        return [x for x in args if isinstance(x, Column)]
+    def _formula(self, column: Column) -> str:
+        operation, args = column.operation, column.args
+        if column.cell is not None:
+            return self._read(column.cell, "0" if column.extent == ONE else "row")
+        if operation == "constant":
+            real = column.kind == REAL
+            value = float(args[1]) if real else int(args[1])
+            name = self._field("double" if real else "i64", f"c{len(self.fields)}", value)
+            return f"R({name})" if real else name
+        if operation == "total":
+            return self._total(column)
+        if operation == "take":
+            return self._read(args[0].cell, self._value(args[1]))
+        return _WRITTEN[operation].format(*map(self._value, args))
 
-    def _operand(self, column: Column) -> int:
-        """Where a column is found, once the steps that compute it are written."""
-        if column.operation == "constant":
-            return SLOTS + self._constant(column)
-        if id(column) not in self.slots:
-            operands = self._operands(column)
-            found = [self._operand(x) for x in operands]
-            name = column.operation
-            if column.cell is not None:
-                name, found = "load", [self._place(column.cell, 0 if column.extent == ONE else 1)]
-            elif name == "total":
-                found = [self._total(column)]
-            elif name == "take":
-                found = [self._place(column.args[0].cell, 1), *found]
-            for x in operands:
-                self._used(x)
-            self.slots[id(column)] = self.free.pop()
-            self._step(name, self.slots[id(column)], *found)
-        return self.slots[id(column)]
+    def _read(self, cell: Cell, index: str) -> str:
+        entry = f"{self._place(cell, 'const ')}[{index}]"
+        return f"R(widen({entry}))" if "float" in cell.dtype else entry
 
-    def _used(self, column: Column) -> None:
-        self.uses[id(column)] -= 1
-        if not self.uses[id(column)] and id(column) in self.slots:
-            self.free.append(self.slots[id(column)])
-
-    def _step(self, name: str, to: int, *operands: int) -> None:
-        a, b, c, *_ = (*operands, 0, 0, 0)
-        struct.pack_into("<5B", self.words, _STEP + 8 * self.steps, _CODE[name], to, a, b, c)
-        self.steps += 1
-
-    def _place(self, cell: Cell, step: int) -> int:
-        at = _PLACE + 16 * self.places
-        self.spots.append((at, cell.address))
-        struct.pack_into("<2i", self.words, at + 8, _DTYPE_CODE[cell.dtype], step)
-        self.places += 1
-        return self.places - 1
-
-    def _total(self, column: Column) -> int:
+    def _total(self, column: Column) -> str:
         assert column.parts is not None
-        at = _TOTAL + 16 * self.totals
         spot, count = column.parts
-        self.spots.append((at, spot))
-        struct.pack_into("<2i", self.words, at + 8, count, column.kind == REAL)
-        self.totals += 1
-        return self.totals - 1
+        k, kind = len(self.adding), "real" if column.kind == REAL else "whole"
+        at = self._field("const Part*", f"t{k}", spot)
+        several = self._field("i64", f"n{k}", count)
+        added = f"totals[{k}].{kind} = sum_of({at}, {several}, &Part::{kind});"
+        self.adding.append(f"if (falls_to_warp({k})) {added}")
+        return f"R(totals[{k}].real)" if kind == "real" else f"totals[{k}].whole"
 
-    def _constant(self, column: Column) -> int:
-        value, kind = column.args[1], column.kind
-        number = self.constants.setdefault((column.args[0], kind), len(self.constants))
-        form = "<q" if kind != REAL else "<d" if self.ledger.dtype == "float64" else "<f"
-        value = int(value) if kind != REAL else _within(float(value), form)
-        struct.pack_into(form, self.words, _CONSTANT + 8 * number, value)
-        return number
+    def _place(self, cell: Cell, const: str) -> str:
+        name = self.names.get(cell)
+        if name is None:
+            name = self.names[cell] = f"p{len(self.fields)}"
+            self._field(f"{const}{TYPES[cell.dtype]}*", name, cell.address)
+        return name
+
+    def _field(self, kind: str, name: str, value: Any) -> str:
+        self.fields.append(f"{kind} {name};")
+        self.values.append(value)
+        self.layout += "d" if kind == "double" else "q"
+        return name
 
 
-def _within(x: float, form: str) -> float:
-    """A number as its dtype has it: infinite where it is too great."""
-    return math.copysign(math.inf, x) if form == "<f" and abs(x) > 3.4028235677973366e38 else x
+_STRUCT = """
+struct Steps {{
+  typedef {real} R;
+  enum {{ {counts} }};
+  {fields}
+
+  DEVICE void add_totals(Part* totals) const {{
+    {adding}
+  }}
+
+  DEVICE void carry_out(i64 row, const Part* totals, Part* sums) const {{
+    {steps}
+  }}
+}};
+"""

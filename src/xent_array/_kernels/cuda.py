@@ -12,30 +12,15 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from xent_array._kernels import RowStats
-from xent_array._kernels.columns import DTYPES
+from xent_array._kernels.columns import DTYPES, TYPES
 from xent_array._kernels.launches import Address, Cell, Form, Launch, launching
 from xent_array._namespace import Array
 
 #: The dtypes that kernels read, and how many entries of each a vector of 16 bytes holds.
 _ENTRIES = {"float64": 2, "float32": 4, "float16": 8, "bfloat16": 8}
 
-#: The kernels of `rows.cu` and `columns.cu`.
-NAMES = [
-    *(
-        f"{form}_{work}_{dtype}"
-        for form in ("wide", "lane")
-        for work in ("stats", "grad")
-        for dtype in _ENTRIES
-    ),
-    *("columns_float32", "columns_float64"),
-]
-
-#: Those of `fused.cu`, which not every GPU runs, by the blocks that share a row.
-FUSED_NAMES = [
-    f"fused{blocks}_{dtype}"
-    for blocks in (1, 2, 4, 8)
-    for dtype in ("float32", "float16", "bfloat16")
-]
+#: By how many blocks a row may be shared in `fused.cu`, and the dtypes there.
+FUSED_BLOCKS, FUSED_DTYPES = (1, 2, 4, 8), ("float32", "float16", "bfloat16")
 
 #: The parameters of the kernels that read rows and of those that write gradients: addresses and
 #: steps of the arrays, the numbers of rows and classes, two factors, and addresses of columns.
@@ -242,7 +227,13 @@ def launches_of(
         counts = (walk.inner[0], walk.rows, classes)
         of_classes, of_rows = (_entry(x) for x in vectors), (_entry(x, row) for x in columns)
         arguments = (*layout, *counts, *map(float, factors), *of_classes, *of_rows)
-        yield launching(form, LAYOUTS[work], arguments)
+        code = f"{work.upper()}({form.kernel.partition('_')[0]}, {_types(z.start.dtype)})\n"
+        yield launching(form, code, LAYOUTS[work], arguments)
+
+
+def _types(dtype: str) -> str:
+    """The name of a dtype, and in C++ the types of logits and of numbers of rows."""
+    return f"{dtype}, {TYPES[dtype]}, {'double' if dtype == 'float64' else 'float'}"
 
 
 def fused(
@@ -261,15 +252,17 @@ def fused(
     walk, classes = _walk(shape[:-1], [x.steps[:-1] for x in arrays]), shape[-1]
     row_bytes = classes * DTYPES[z.start.dtype]
     blocks = 1 << max(0, (-(-row_bytes // _KEPT) - 1).bit_length())
-    name = f"fused{blocks}_{z.start.dtype}"
+    dtype = z.start.dtype
     adjacent = z.steps[-1] == into.steps[-1] == 1 and classes >= _MANY
-    if walk.lead or walk.rows < _FEW_ROWS or not adjacent or name not in FUSED_NAMES:
+    known = blocks in FUSED_BLOCKS and dtype in FUSED_DTYPES
+    if walk.lead or walk.rows < _FEW_ROWS or not adjacent or not known:
         return None
     (one,) = launches_of("fused", shape, arrays, factors, vectors, columns)
     kept = min(-(-row_bytes // blocks) + 16, _KEPT) // 16 * 16
-    form = Form(name, walk.rows * blocks, _SHARING["stats"])
+    form = Form(f"fused{blocks}_{dtype}", walk.rows * blocks, _SHARING["stats"])
+    code = f"{steps.code}FUSED({blocks}, {dtype}, {TYPES[dtype]})\n"
     spots = [*one.spots, *((len(one.words) + place, spot) for place, spot in steps.spots)]
-    return Launch(form, 1, one.words + steps.words, spots, kept)
+    return Launch(form, code, one.words + steps.words, spots, kept)
 
 
 def _entry(cell: Cell | None, entry: int = 0) -> Address:

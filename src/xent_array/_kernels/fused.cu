@@ -2,9 +2,9 @@
 //
 // The row is shared by a cluster of blocks, which keep it in their shared memory: so it is read from
 // the device's memory once, and its gradient written once. In between the first of them makes the
-// numbers of the gradient by the steps that it is given, see columns.cu.
+// numbers of the gradient by the steps that it is given, those of a struct as in columns.cu.
 
-template <class S, class R> struct Fused {
+template <class S, class R, class Steps> struct Fused {
   const S* z;
   i64 z_outer_step, z_inner_step, z_class_step;
   S* to;
@@ -17,7 +17,7 @@ template <class S, class R> struct Fused {
   i64* place;
   const R *pull, *even, *chosen;
   const bool* kept;
-  Columns<R> columns;
+  Steps steps;
 
   DEVICE Found<R> found() const { return {index, top, rest, picked, fall, place}; }
 
@@ -35,10 +35,11 @@ template <class R> struct Shared {
 };
 
 // K blocks share a row. Its vectors are parted among them; the first takes what is beside those.
-template <int K, class S, class R> DEVICE void fused(const Fused<S, R>& call, Vector* mine) {
+template <int K, class S, class R, class Steps>
+DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
   constexpr int N = 16 / sizeof(S);
   __shared__ Shared<R> shared;
-  __shared__ Slot<R> slots[SLOTS], totals[TOTALS];
+  __shared__ Part totals[Steps::TOTALS + 1];
   const i64 row = blockIdx.x / K, classes = call.classes;
   const u32 rank = blockIdx.x % K, thread = threadIdx.x, threads = blockDim.x;
   const Rows<const S> from = {call.z, call.inner, call.z_outer_step, call.z_inner_step, 1};
@@ -56,7 +57,7 @@ template <int K, class S, class R> DEVICE void fused(const Fused<S, R>& call, Ve
   take_vectors(seen, z, begin, count, mine);
   if (rank == 0) {
     take_ends(seen, z, head, tail, classes);
-    add_totals(call.columns, totals);
+    call.steps.add_totals(totals);
   }
   Known<R> known = of_block(seen.finish(), scale);
   if (thread == 0) *of_rank<K>(&shared.known[rank], 0) = known;
@@ -65,7 +66,7 @@ template <int K, class S, class R> DEVICE void fused(const Fused<S, R>& call, Ve
     known = joined(shared.known[thread % K], K, scale);
     if (thread == 0) {
       call.found().put(row, widen(z[call.index[row]]), scale, known);
-      Desk<R>{call.columns, slots, 1, totals, nullptr}.carry_out(row);
+      call.steps.carry_out(row, totals, nullptr);
     }
     __syncwarp();
     if (thread < K) *of_rank<K>(&shared.slope, thread) = call.slope(row);
@@ -94,13 +95,13 @@ template <int K, class S, class R> DEVICE void fused(const Fused<S, R>& call, Ve
 #ifdef __CUDACC__
 #define FUSED(K, name, S)                                                                        \
   extern "C" __global__ void __cluster_dims__(K) __launch_bounds__(128, RESIDENT) fused##K##_##name(\
-      const PARAMETER Fused<S, float> call) {                                                    \
+      const PARAMETER Fused<S, float, Steps> call) {                                             \
     extern __shared__ Vector mine[];                                                             \
     fused<K>(call, mine);                                                                        \
   }
 #else
 #define FUSED(K, name, S)                                                                        \
-  extern "C" void fused##K##_##name(const Fused<S, float> call) {                                \
+  extern "C" void fused##K##_##name(const Fused<S, float, Steps> call) {                         \
     static Vector mine[1 << 11];                                                                 \
     fused<K>(call, mine);                                                                        \
   }

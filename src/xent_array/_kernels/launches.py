@@ -40,7 +40,7 @@ class Launch(NamedTuple):
     """A launch: the bytes of its parameters, one after the other, and where addresses belong."""
 
     form: Form
-    parameters: int  # of how many the bytes are, all of them equally long
+    code: str  # what makes the kernel of the templates in C++
     words: bytes
     spots: Sequence[tuple[int, Spot]]
     shared: int = 0  # bytes of shared memory of each block
@@ -58,8 +58,10 @@ class Launch(NamedTuple):
 _pack_address = struct.Struct("<Q").pack_into
 
 
-def launching(form: Form, layout: str, arguments: Sequence[float | Address]) -> Launch:
+def launching(
+    form: Form, code: str, layout: str, arguments: Sequence[float | Address]
+) -> Launch:
     """A launch of parameters of eight bytes each, laid out as `struct` tells it."""
     spots = [(8 * k, x) for k, x in enumerate(arguments) if isinstance(x, Spot)]
     known = (0 if isinstance(x, Spot) else x for x in arguments)
-    return Launch(form, len(arguments), struct.pack(layout, *known), spots)
+    return Launch(form, code, struct.pack(layout, *known), spots)

@@ -1,4 +1,4 @@
-"""`rows.cu` and `columns.cu`: compiled by NVRTC when a device needs them, kept on disk, launched."""
+"""Kernels in C++: compiled by NVRTC when a device first needs one, kept on disk, and launched."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import ctypes
 import functools
 import threading
 from pathlib import Path
-from typing import Any
 
 from cuda.bindings import driver
 from cuda.core import Device, ObjectCode, Program, ProgramOptions
 from cuda.core.utils import FileStreamProgramCache
 
-from xent_array._kernels.cuda import NAMES
 from xent_array._kernels.launches import Launch
 
-SOURCES = [Path(__file__).with_name(name) for name in ("rows.cu", "columns.cu", "fused.cu")]
+#: Of which files a kernel is made, by how its name begins.
+FILES = {
+    "columns": ("numbers.cu", "columns.cu"),
+    "fused": ("numbers.cu", "rows.cu", "columns.cu", "fused.cu"),
+    "": ("numbers.cu", "rows.cu"),
+}
 
 #: The least compute capability that has the instructions of `rows.cu`.
 LEAST = (8, 0)
@@ -24,13 +27,8 @@ LEAST = (8, 0)
 CLUSTERS = (9, 0)
 
 
-#: The dtypes of the names of kernels, and the types of C++ that logits have, and numbers of rows.
-_TYPES = {
-    "float64": ("double", "double"),
-    "float32": ("float", "float"),
-    "float16": ("float16", "float"),
-    "bfloat16": ("bfloat16", "float"),
-}
+#: A kernel that tells whether there can be others.
+_FIRST = ("lane_grad_float32", "GRAD(lane, float32, float, float)\n")
 
 
 def why_not(device: int) -> str | None:
@@ -49,7 +47,7 @@ def launch(device: int, stream: int, one: Launch, words: bytes) -> None:
     By the driver's own function: cuda.core's takes no structs, and several times as long.
     """
     name, blocks, threads = one.form
-    kernel, parameters = _function(device, name), _memory.given(words, one.parameters)
+    kernel, parameters = _function(device, name, one.code), _memory.given(words)
     (error,) = driver.cuLaunchKernel(
         kernel, blocks, 1, 1, threads, 1, 1, one.shared, stream, parameters, 0
     )
@@ -65,18 +63,13 @@ class _Memory(threading.local):
 
     def __init__(self) -> None:
         self.words = (ctypes.c_char * self.SIZE)()
-        self.pointers: dict[tuple[int, int], Any] = {}
+        start = ctypes.addressof(self.words)
+        self.pointers = (ctypes.c_void_p * (self.SIZE // 8))(*range(start, start + self.SIZE, 8))
 
-    def given(self, words: bytes, count: int) -> int:
-        """The address of the pointers to so many parameters, of such bytes."""
-        size = len(words)
-        self.words[:size] = words
-        pointers = self.pointers.get((size, count))
-        if pointers is None:
-            start = ctypes.addressof(self.words)
-            every = range(start, start + size, size // count)
-            pointers = self.pointers[size, count] = (ctypes.c_void_p * count)(*every)
-        return ctypes.addressof(pointers)
+    def given(self, words: bytes) -> int:
+        """The address of the pointers to parameters of eight bytes each, or to one struct."""
+        self.words[: len(words)] = words
+        return ctypes.addressof(self.pointers)
 
 
 _memory = _Memory()
@@ -97,12 +90,12 @@ def _chip(device: int) -> tuple[tuple[int, int], str | None]:
         has, least = (".".join(map(str, numbers)) for numbers in (capability, LEAST))
         return capability, f"the GPU has compute capability {has}, and {least} is needed"
     try:
-        code = compiled(NAMES[0], _architecture(capability))
+        code = compiled(*_FIRST, _architecture(capability))
     except Exception as error:
         architecture = _architecture(capability)
         return capability, f"NVRTC does not compile for {architecture}: {_first_line(error)}"
     try:
-        code.get_kernel(NAMES[0])
+        code.get_kernel(_FIRST[0])
     except Exception as error:  # of a driver older than NVRTC
         reason = f"the driver does not load what NVRTC compiled: {_first_line(error)}"
         return capability, reason
@@ -110,12 +103,12 @@ def _chip(device: int) -> tuple[tuple[int, int], str | None]:
 
 
 @functools.cache
-def _function(device: int, name: str) -> driver.CUfunction:
+def _function(device: int, name: str, code: str) -> driver.CUfunction:
     """A kernel as the driver launches it, on whatever device is the current one."""
     capability, reason = _chip(device)
     if reason is not None:
         raise RuntimeError(f"no kernel for device {device}: {reason}")
-    kernel = compiled(name, _architecture(capability)).get_kernel(name)
+    kernel = compiled(name, code, _architecture(capability)).get_kernel(name)
     return driver.CUfunction(int(kernel.handle))
 
 
@@ -128,26 +121,17 @@ def _first_line(error: Exception) -> str:
 
 
 @functools.cache
-def compiled(name: str, architecture: str) -> ObjectCode:
+def compiled(name: str, code: str, architecture: str) -> ObjectCode:
     """A kernel for a GPU of an architecture, which need not be there."""
-    program = Program(source(name), "c++", ProgramOptions(arch=architecture))
+    program = Program(source(name, code), "c++", ProgramOptions(arch=architecture))
     try:
         return program.compile("cubin", cache=FileStreamProgramCache())
     except OSError:  # a disk that takes nothing
         return program.compile("cubin")
 
 
-def source(*names: str) -> str:
-    """The source of kernels of some names, each of which is a line of macros."""
-    parts = [path.read_text("utf-8") for path in SOURCES]
-    for name in names:
-        form, _, dtype = name.rpartition("_")
-        logits, numbers = _TYPES[dtype]
-        if form == "columns":
-            parts.append(f"COLUMNS({dtype}, {numbers})\n")
-        elif form.startswith("fused"):
-            parts.append(f"FUSED({form.removeprefix('fused')}, {dtype}, {logits})\n")
-        else:
-            kind, work = form.split("_")
-            parts.append(f"{work.upper()}({kind}, {dtype}, {logits}, {numbers})\n")
-    return "".join(parts)
+def source(name: str, code: str) -> str:
+    """The files that a kernel is made of, and the code that makes it."""
+    files = next(files for start, files in FILES.items() if name.startswith(start))
+    parts = [Path(__file__).with_name(file).read_text("utf-8") for file in files]
+    return "".join([*parts, code])

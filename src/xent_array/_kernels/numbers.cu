@@ -1,0 +1,172 @@
+// Numbers, vectors of them, and what threads do together: what all kernels are written in.
+
+typedef long long i64;
+typedef unsigned int u32;
+typedef unsigned short u16;
+
+struct alignas(16) Vector { u32 word[4]; };
+struct bfloat16 { u16 bits; };
+struct float16 { u16 bits; };
+
+#ifdef __CUDACC__
+#define DEVICE __device__ __forceinline__
+#define PARAMETER __grid_constant__
+DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
+
+// 2^x within 4 units of rounding; what is below the least normal number becomes 0.
+DEVICE float exp2_roughly(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// The greater number, or NaN if there is one, which fmaxf drops.
+DEVICE float greater(float a, float b) {
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+
+DEVICE float widen(float16 x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+}
+
+DEVICE void narrow(float x, float16& to) {
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
+}
+
+DEVICE void narrow(float x, bfloat16& to) {
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
+}
+
+// Logits are read once, and need no place in the first cache.
+DEVICE Vector load(const Vector* from) {
+  Vector v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "l"(from));
+  return v;
+}
+
+// Where a thing of this block's shared memory lies in that of another block of the cluster.
+template <int K, class T> DEVICE T* of_rank(T* mine, u32 rank) {
+  T* theirs = mine;
+  if (K > 1) asm("mapa.u64 %0, %1, %2;" : "=l"(theirs) : "l"(mine), "r"(rank));
+  return theirs;
+}
+
+// Wait for all threads of a cluster of K blocks, and see what they wrote.
+template <int K> DEVICE void cluster_barrier() {
+  if (K == 1) {
+    __syncthreads();
+  } else {
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+  }
+}
+
+DEVICE void store(Vector* to, Vector v) {
+  asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.word[0]),
+               "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
+               : "memory");
+}
+#else  // on a processor, for the tests
+#include "shim.h"
+#endif
+
+// --- numbers
+
+DEVICE float lowest(float) { return -3.402823466e+38f; }
+DEVICE double lowest(double) { return -1.7976931348623157e+308; }
+
+// In the place of a class that there is none of; every class comes before it.
+constexpr i64 NOWHERE = 0x7fffffffffffffff;
+
+template <class R> DEVICE R endless() { return R(as_float(0x7f800000u)); }
+
+// A vector of -inf.
+DEVICE Vector repeated(u32 one, u32 other) { return {{one, other, one, other}}; }
+DEVICE Vector impossible(float) { return repeated(0xff800000u, 0xff800000u); }
+DEVICE Vector impossible(bfloat16) { return repeated(0xff80ff80u, 0xff80ff80u); }
+DEVICE Vector impossible(float16) { return repeated(0xfc00fc00u, 0xfc00fc00u); }
+DEVICE Vector impossible(double) { return repeated(0, 0xfff00000u); }
+
+DEVICE float widen(float x) { return x; }
+DEVICE double widen(double x) { return x; }
+DEVICE float widen(bfloat16 x) { return as_float((u32)x.bits << 16); }
+DEVICE void narrow(float x, float& to) { to = x; }
+DEVICE void narrow(double x, double& to) { to = x; }
+
+DEVICE double greater(double a, double b) { return b > a || b != b ? b : a; }
+DEVICE float lesser(float a, float b) { return fminf(a, b); }
+DEVICE double lesser(double a, double b) { return fmin(a, b); }
+
+// exp(x). In float32 the power of two is of a rounded product, and what that lost is made good:
+// without it exp(-80) would be off by 60 units of rounding.
+DEVICE double exponential(double x) { return exp(x); }
+DEVICE float exponential(float x) {
+  x = greater(x, -150.0f);  // whose exp is 0, as that of -inf, which would make NaN of `lost`
+  const float turned = x * 1.442695041f, power = exp2_roughly(turned);
+  const float lost = fmaf(turned, 1.904654323e-9f, fmaf(turned, -0.6931471825f, x));
+  return fmaf(power, lost, power);
+}
+
+// exp(x), x <= 0, as well as a result of the logits' dtype needs it: a half one has digits to spare.
+template <class S> DEVICE float exponential_for(S, float x) {
+  return sizeof(S) == 2 ? exp2_roughly(x * 1.442695041f) : exponential(x);
+}
+DEVICE double exponential_for(double, double x) { return exponential(x); }
+
+// A sum, and apart from it what its roundings lose (Knuth).
+template <class R> struct Sum {
+  R total, lost;
+
+  DEVICE void add(R x) {
+    const R sum = total + x, back = sum - total;
+    lost += (total - (sum - back)) + (x - back);
+    total = sum;
+  }
+
+  DEVICE void times(R x) {
+    total *= x;
+    lost *= x;
+  }
+
+  DEVICE R value() const { return total - total == 0 ? total + lost : total; }
+};
+
+// A number for each class or row; without memory, the same for all.
+template <class R> struct Numbers {
+  const R* each;
+  R all;
+
+  DEVICE R operator[](i64 i) const { return each ? each[i] : all; }
+};
+
+// Rounded one by one, as array code does: no compiler may join two of them.
+#ifdef __CUDACC__
+DEVICE float plus(float a, float b) { return __fadd_rn(a, b); }
+DEVICE float minus(float a, float b) { return __fsub_rn(a, b); }
+DEVICE float times(float a, float b) { return __fmul_rn(a, b); }
+DEVICE double plus(double a, double b) { return __dadd_rn(a, b); }
+DEVICE double minus(double a, double b) { return __dsub_rn(a, b); }
+DEVICE double times(double a, double b) { return __dmul_rn(a, b); }
+#endif
+
+struct Adding {
+  template <class T> DEVICE T operator()(T a, T b) const { return a + b; }
+};
+struct Greatest {
+  template <class T> DEVICE T operator()(T a, T b) const { return greater(a, b); }
+};
+struct Least {
+  template <class T> DEVICE T operator()(T a, T b) const { return b < a ? b : a; }
+};
+
+// Join what each of so many lanes of a warp has, a power of two; all of them get the result.
+template <class T, class Join> DEVICE T among(u32 lanes, T x, Join join) {
+  for (int apart = lanes / 2; apart; apart /= 2) x = join(x, __shfl_xor_sync(~0u, x, apart));
+  return x;
+}
