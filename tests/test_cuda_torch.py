@@ -11,6 +11,7 @@ from xent_array import _kernels, _tiles, cross_entropy, cross_entropy_and_grad, 
 from xent_array.__main__ import served_by
 from xent_array._backends import _torch_cuda
 from xent_array._backends.torch import Backend
+from xent_array._engines import torch as engine
 from xent_array._kernels import cuda
 from xent_array._kernels.cuda import Kernels
 
@@ -44,6 +45,7 @@ def launches(request, monkeypatch):
         seen = memory(backend, x)
         return "device" if seen == "host" else seen
 
+    monkeypatch.setitem(engine._SMALL, "device", 1 << 17)
     monkeypatch.setattr(_torch_cuda, "holds", lambda x: True)
     monkeypatch.setattr(_torch_cuda, "device", lambda x: 0)
     monkeypatch.setattr(_torch_cuda, "current", current)
@@ -89,6 +91,21 @@ def test_loss_and_backward(launches, dtype, rows, smoothing, reduction):
     torch.testing.assert_close(loss, exact, rtol=64 * max(2**-53, min(unit, 2**-24)), atol=0)
     torch.testing.assert_close(grad.double(), true, rtol=64 * unit, atol=unit)
     assert (grad[3] == 0).all()
+
+
+def test_small_gradients_come_with_the_loss(launches):
+    """And are multiplied later, rows that do not count staying 0."""
+    logits, target = problem(rows=40)
+    loss = cross_entropy(logits, target)
+    assert names(launches) == [STATS, GRAD]
+    (grad,) = torch.autograd.grad(2 * loss, logits, retain_graph=True)
+    (endless,) = torch.autograd.grad(float("inf") * loss, logits)
+    assert names(launches) == []
+    wide = logits.detach().double().requires_grad_()
+    (2 * torch.nn.functional.cross_entropy(wide, target)).backward()
+    torch.testing.assert_close(grad.double(), wide.grad, rtol=1e-5, atol=1e-9)
+    assert (endless[3] == 0).all()
+    assert endless[:3].isinf().all()
 
 
 def test_a_loss_that_nothing_differentiates(launches):

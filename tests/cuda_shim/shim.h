@@ -119,6 +119,15 @@ template <class T> T __shfl_xor_sync(u32, T x, int apart) {
   return exchange(x, [=](const T* all) { return all[(current % 32) ^ apart]; });
 }
 
+static u32 __ballot_sync(u32, bool x) {
+  return exchange(x, [](const bool* all) {
+    u32 bits = 0;
+    for (u32 lane = 0; lane < 32; lane++) bits |= (u32)all[lane] << lane;
+    return bits;
+  });
+}
+static u32 __popc(u32 bits) { return __builtin_popcount(bits); }
+
 static void __syncwarp() { __shfl_xor_sync(~0u, 0, 0); }
 
 // There are no clusters here but of one block.
@@ -181,6 +190,10 @@ inline Vector load(const Vector* from) {
   check(from);
   return *from;
 }
+
+inline void copy_later(Vector* to, const Vector* from) { *to = load(from); }
+inline void end_batch() {}
+template <int LATER> void wait_for_batches() {}
 
 inline void store(Vector* to, Vector v) {
   check(to);

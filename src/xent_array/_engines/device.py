@@ -184,6 +184,7 @@ class _Looked(NamedTuple):
     factors: tuple[float, float]
     weights: Cell | None
     columns: tuple[Cell | None, ...]
+    seen: tuple[Column | None, ...]  # what the kernel knows of a row, in this order
     launches: int
 
 
@@ -215,7 +216,8 @@ class _Noted:
         columns = (where, *(None if x is None else x.cell for x in (top, rest, picked, even, at)))
         factors = (scale, weight if isinstance(weight, float) else 0.0)
         vector = weights[0] if weights else None
-        self._looked = _Looked(z, factors, vector, columns, len(ledger.launches))
+        seen = (top, rest, picked, even)
+        self._looked = _Looked(z, factors, vector, columns, seen, len(ledger.launches))
         ledger.launches += launches_of("stats", z.shape, (z.rows,), factors, (vector,), columns)
         return RowStats(top, rest, picked, even, at)
 
@@ -233,36 +235,41 @@ class _Noted:
         chosen: Column,
         kept: Column | None,
     ) -> None:
-        ledger = self._ledger
-        named = {"pull": pull, "even": even, "chosen": chosen, "kept": kept}
-        wanted = {name: (x, ROWS) for name, x in named.items() if isinstance(x, Column)}
+        ledger, vector = self._ledger, None
         if weight is not None and even is not None:
-            wanted["weight"] = (weight, CLASSES)
+            (vector,) = ledger.settle([(weight, CLASSES)])
         owed = even if isinstance(even, float) else 0.0
-        if self._fused(z, into, owed, wanted):
+        named = {"pull": pull, "owed": even, "chosen": chosen, "kept": kept}
+        numbers = {name: x for name, x in named.items() if isinstance(x, Column)}
+        if self._fused(z, into, owed, vector, numbers):
             return
-        wanted |= {"top": (top, ROWS), "index": (index, ROWS)}
-        cells = dict(zip(wanted, ledger.settle([*wanted.values()]), strict=True))
-        columns = [cells.get(name) for name in ("top", "pull", "even", "index", "chosen", "kept")]
-        vectors = (cells.get("weight"),)
+        numbers |= {"top": top, "index": index}
+        settled = ledger.settle([(x, ROWS) for x in numbers.values()])
+        cells = dict(zip(numbers, settled, strict=True))
+        columns = [cells.get(name) for name in ("top", "pull", "owed", "index", "chosen", "kept")]
         ledger.launches += launches_of(
-            "grad", z.shape, (z.rows, into.rows), (scale, owed), vectors, columns
+            "grad", z.shape, (z.rows, into.rows), (scale, owed), (vector,), columns
         )
 
     def _fused(
-        self, z: _Logits, into: _Logits, owed: float, wanted: dict[str, tuple[Column, str]]
+        self,
+        z: _Logits,
+        into: _Logits,
+        owed: float,
+        vector: Cell | None,
+        numbers: dict[str, Column],
     ) -> bool:
         """Have the look at the rows write their gradient as well, if it was the last launch."""
         ledger, looked = self._ledger, self._looked
         if not self._fuses or looked is None or looked.launches != len(ledger.launches) - 1:
             return False
-        settled = ledger.steps_to_settle([*wanted.values()])
-        if settled is None:
+        given = {f"seen[{k}]": x for k, x in enumerate(looked.seen) if x is not None}
+        steps = ledger.steps(numbers, given)
+        if steps is None:
             return False
-        cells = dict(zip(wanted, settled[0], strict=True))
-        columns = [*looked.columns, *(cells.get(x) for x in ("pull", "even", "chosen", "kept"))]
-        factors, vectors = (*looked.factors, owed), (looked.weights, cells.get("weight"))
-        one = fused(z.shape, (z.rows, into.rows), factors, vectors, columns, settled[1])
+        factors, vectors = (*looked.factors, owed), (looked.weights, vector)
+        rows = (z.rows, into.rows)
+        one = fused(z.shape, rows, factors, vectors, looked.columns, steps)
         if one is not None:
             ledger.launches[-1] = one
         return one is not None

@@ -24,8 +24,9 @@ from xent_array._gradient import times_upstream
 from xent_array._namespace import Array
 from xent_array._rowwise import Stats
 
-#: Bytes of logits below which a call's own cost is more than that of its arithmetic.
-_SMALL = 1 << 17
+#: Bytes of logits below which a call's own cost is more than that of its arithmetic. On a GPU torch
+#: has backward run by another thread, for which Python is a few times as slow.
+_SMALL: dict[str, int] = {"host": 1 << 17, "device": 1 << 24}
 
 #: In the place of what a gradient needs of each row, where there is the gradient.
 _UNSEEN: Sequence[Any] = (None,) * 4
@@ -105,9 +106,10 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[Any, ...]:
         grad, *saved = ctx.saved_tensors
-        derived = torch.is_grad_enabled() or ctx.batch.backend.memory(grad_loss) == "opaque"
+        memory = ctx.batch.backend.memory(grad_loss)
+        derived = torch.is_grad_enabled() or memory == "opaque"
         if grad is not None and not derived:
-            if grad_loss.is_cpu and math.isfinite(grad_loss.item()):
+            if memory == "host" and math.isfinite(grad_loss.item()):
                 return grad * grad_loss, None
             return times_upstream(torch, grad, grad_loss), None
         batch = with_kernels(together(ctx.batch, Arrays(*saved[4:])))
@@ -125,7 +127,7 @@ def _small(batch: Batch) -> bool:
     A half gradient must be scaled before it is rounded.
     """
     logits: torch.Tensor = batch.logits
-    return logits.itemsize > 2 and logits.nbytes <= _SMALL
+    return logits.itemsize > 2 and logits.nbytes <= _SMALL.get(batch.memory, 0)
 
 
 def _derived(batch: Batch, grad_loss: torch.Tensor) -> torch.Tensor:

@@ -235,23 +235,6 @@ class Ledger:
 
     def settle(self, wanted: list[tuple[Column, str]]) -> list[Cell]:
         """Have the numbers of columns in memory, one for each row or class."""
-        cells, stores = self._to_settle(wanted)
-        for extent, some in stores.items():
-            if some:
-                self.store(extent, some)
-        return cells
-
-    def steps_to_settle(self, wanted: list[tuple[Column, str]]) -> tuple[list[Cell], Launch] | None:
-        """The same for another kernel to do, row by row; None where it cannot."""
-        cells, stores = self._to_settle(wanted)
-        if stores[CLASSES] or any(any(self._missing(column)) for column, _ in stores[ROWS]):
-            return None
-        return cells, _Writer(self.dtype, ROWS).launch(0, 0, stores[ROWS], [], Spot(0))
-
-    def _to_settle(
-        self, wanted: list[tuple[Column, str]]
-    ) -> tuple[list[Cell], dict[str, list[tuple[Column, Cell]]]]:
-        """Where columns lie, or will, and which of them are to be stored there."""
         stores: dict[str, list[tuple[Column, Cell]]] = {CLASSES: [], ROWS: []}
         cells = []
         for column, extent in wanted:
@@ -260,7 +243,19 @@ class Ledger:
                 cell = Cell(self.room(DTYPES[dtype] * self.counts[extent]), dtype)
                 stores[extent].append((column, cell))
             cells.append(cell)
-        return cells, stores
+        for extent, some in stores.items():
+            if some:
+                self.store(extent, some)
+        return cells
+
+    def steps(self, results: dict[str, Column], given: dict[str, Column]) -> Launch | None:
+        """Steps for another kernel to do with a row, which knows the given columns by some names.
+
+        None where that must know a sum first.
+        """
+        if any(any(self._missing(column)) for column in results.values()):
+            return None
+        return _Writer(self.dtype, ROWS).steps_for(results, given)
 
     def store(self, extent: str, stores: list[tuple[Column, Cell]]) -> None:
         """Write columns down, and add up what can be by then."""
@@ -324,7 +319,7 @@ class _Writer:
     def __init__(self, dtype: str, extent: str) -> None:
         self.dtype, self.extent = dtype, extent
         self.fields, self.values, self.layout = list[str](), list[Any](), "<"
-        self.adding, self.steps = list[str](), list[str]()
+        self.adding, self.lines = list[str](), list[str]()
         self.names: dict[Any, str] = {}
 
     def launch(
@@ -337,29 +332,42 @@ class _Writer:
     ) -> Launch:
         self._field("i64", "count", count)
         self._field("Part*", "parts", parts)
+        at = "[0]" if self.extent == ONE else "[row]"
         for column, cell in stores:
-            value, to = self._value(column), self._place(cell, "")
-            at = "[0]" if self.extent == ONE else "[row]"
-            if "float" in cell.dtype and cell.dtype != "float64":
-                self.steps.append(f"narrow(float({value}), {to}{at});")
-            else:
-                self.steps.append(f"{to}{at} = {value};")
+            self._write(f"{self._place(cell, '')}{at}", cell.dtype, column)
         reals = 0
         for k, total in enumerate(totals):
             reals |= (total.kind == REAL) << k
             kind = "real" if total.kind == REAL else "whole"
-            self.steps.append(f"sums[{k}].{kind} += {self._value(total.args[0])};")
-        counts = f"TOTALS = {len(self.adding)}, SUMS = {len(totals)}, REALS = {reals}"
-        code = _STRUCT.format(
+            self.lines.append(f"sums[{k}].{kind} += {self._value(total.args[0])};")
+        counts = f"SUMS = {len(totals)}, REALS = {reals}, "
+        code = f"{self._struct(counts, 'Part* sums')}COLUMNS\n"
+        return launching(Form("columns_of", blocks, LANES), code, self.layout, self.values)
+
+    def steps_for(self, results: dict[str, Column], given: dict[str, Column]) -> Launch:
+        """The struct alone: the results become those of a `slope`."""
+        self.names |= {id(column): name for name, column in given.items()}
+        for name, column in results.items():
+            self._write(f"slope.{name}", column.dtype, column)
+        code = self._struct("", "const R* seen, Slope<R>& slope")
+        return launching(Form("", 0, 0), code, self.layout, self.values)
+
+    def _write(self, to: str, dtype: str, column: Column) -> None:
+        value = self._value(column)
+        if "float" in dtype and dtype != "float64":
+            self.lines.append(f"narrow(float({value}), {to});")
+        else:
+            self.lines.append(f"{to} = {value};")
+
+    def _struct(self, counts: str, others: str) -> str:
+        return _STRUCT.format(
             real=TYPES[self.dtype],
-            counts=counts,
+            counts=f"{counts}TOTALS = {len(self.adding)}",
+            others=others,
             fields="\n  ".join(self.fields),
             adding="\n    ".join(self.adding),
-            steps="\n    ".join(self.steps),
+            lines="\n    ".join(self.lines),
         )
-        form = Form("columns_of", blocks, LANES)
-        one = launching(form, f"{code}COLUMNS\n", self.layout, self.values)
-        return one._replace(code=code) if not blocks else one
 
     def _value(self, column: Column) -> str:
         """The name of a column's value, once the steps that compute it are written."""
@@ -368,7 +376,7 @@ class _Writer:
             formula = self._formula(column)
             kind = {REAL: "R", WHOLE: "i64", TRUTH: "bool"}[column.kind]
             name = self.names[id(column)] = f"v{len(self.names)}"
-            self.steps.append(f"const {kind} {name} = {formula};")
+            self.lines.append(f"const {kind} {name} = {formula};")
         return name
 
     def _formula(self, column: Column) -> str:
@@ -424,8 +432,8 @@ struct Steps {{
     {adding}
   }}
 
-  DEVICE void carry_out(i64 row, const Part* totals, Part* sums) const {{
-    {steps}
+  DEVICE void carry_out(i64 row, const Part* totals, {others}) const {{
+    {lines}
   }}
 }};
 """

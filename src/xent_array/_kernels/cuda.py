@@ -24,7 +24,7 @@ FUSED_BLOCKS, FUSED_DTYPES = (1, 2, 4, 8), ("float32", "float16", "bfloat16")
 
 #: The parameters of the kernels that read rows and of those that write gradients: addresses and
 #: steps of the arrays, the numbers of rows and classes, two factors, and addresses of columns.
-LAYOUTS = {"stats": "<7q2d7q", "grad": "<11q2d7q", "fused": "<11q3d12q"}
+LAYOUTS = {"stats": "<7q2d7q", "grad": "<11q2d7q", "fused": "<11q3d8q"}
 
 #: Bytes of a row that a block keeps when statistics and gradient are one look at it, at most: six
 #: such blocks have room in a multiprocessor.

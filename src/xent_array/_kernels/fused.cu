@@ -1,8 +1,10 @@
 // Statistics of a row and its gradient, both from one look at it.
 //
 // The row is shared by a cluster of blocks, which keep it in their shared memory: so it is read from
-// the device's memory once, and its gradient written once. In between the first of them makes the
-// numbers of the gradient by the steps that it is given, those of a struct as in columns.cu.
+// the device's memory once, and its gradient written once. In between the first block makes the
+// numbers of the gradient, by a method of a struct as in columns.cu:
+//
+//     void carry_out(i64 row, const Part* totals, const R* seen, Slope<R>& slope) const;
 
 template <class S, class R, class Steps> struct Fused {
   const S* z;
@@ -15,17 +17,7 @@ template <class S, class R, class Steps> struct Fused {
   const i64* index;
   R *top, *rest, *picked, *fall;
   i64* place;
-  const R *pull, *even, *chosen;
-  const bool* kept;
   Steps steps;
-
-  DEVICE Found<R> found() const { return {index, top, rest, picked, fall, place}; }
-
-  DEVICE Slope<R> slope(i64 row) const {
-    const Slopes<R> slopes = {R(scale), {weight, R(1)}, {even, R(owed)}, top, pull, index, chosen,
-                              kept};
-    return slopes[row];
-  }
 };
 
 // What the blocks of a cluster have of each other's.
@@ -34,6 +26,35 @@ template <class R> struct Shared {
   Slope<R> slope;
 };
 
+// How many batches of vectors a thread has on their way at once, each a flight.
+enum { BATCHES = 4 };
+
+// Have this thread's part of `count` vectors copied, FLIGHT at a time.
+DEVICE void fetch(Vector* to, const Vector* from, u32 count) {
+  u32 i = threadIdx.x;
+#pragma unroll
+  for (int batch = 0; batch < BATCHES; batch++) {
+#pragma unroll
+    for (int u = 0; u < FLIGHT; u++, i += blockDim.x)
+      if (i < count) copy_later(to + i, from + i);
+    end_batch();
+  }
+}
+
+// Take a batch of what was copied, once it is there.
+template <int BATCH, class S, class R>
+DEVICE void take_batch(Seen<R, true>& seen, const Vector* from, S, i64 begin, u32 count) {
+  constexpr int N = 16 / sizeof(S);
+  wait_for_batches<BATCHES - 1 - BATCH>();
+#pragma unroll
+  for (int u = 0; u < FLIGHT; u++) {
+    const u32 i = threadIdx.x + (BATCH * FLIGHT + u) * blockDim.x;
+    if (i - Team<true>::before() >= count) return;
+    const Vector v = i < count ? from[i] : impossible(S());
+    take_vector(seen, v, S(), begin + (i64)i * N, begin + (i64)count * N);
+  }
+}
+
 // K blocks share a row. Its vectors are parted among them; the first takes what is beside those.
 template <int K, class S, class R, class Steps>
 DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
@@ -41,7 +62,7 @@ DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
   __shared__ Shared<R> shared;
   __shared__ Part totals[Steps::TOTALS + 1];
   const i64 row = blockIdx.x / K, classes = call.classes;
-  const u32 rank = blockIdx.x % K, thread = threadIdx.x, threads = blockDim.x;
+  const u32 rank = blockIdx.x % K, thread = threadIdx.x;
   const Rows<const S> from = {call.z, call.inner, call.z_outer_step, call.z_inner_step, 1};
   const Rows<S> into = {call.to, call.inner, call.to_outer_step, call.to_inner_step, 1};
   const S* z = from[row];
@@ -52,36 +73,45 @@ DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
   const u32 count = first < vectors ? (vectors - first < part ? vectors - first : part) : 0;
   const i64 begin = head + (i64)first * N, tail = head + (i64)vectors * N;
 
+  fetch(mine, (const Vector*)(z + begin), count);
+  const bool leads = rank == 0 && thread == 0;
+  const i64 index = leads ? call.index[row] : 0;
+  const R at_index = leads ? R(widen(z[index])) : R(0);
   Seen<R, true> seen(scale, {call.share_of, R(call.share)}, call.fall != nullptr,
                      call.place != nullptr);
-  take_vectors(seen, z, begin, count, mine);
   if (rank == 0) {
-    take_ends(seen, z, head, tail, classes);
     call.steps.add_totals(totals);
+    take_ends(seen, z, head, tail, classes);
   }
+  take_batch<0>(seen, mine, S(), begin, count);
+  take_batch<1>(seen, mine, S(), begin, count);
+  take_batch<2>(seen, mine, S(), begin, count);
+  take_batch<3>(seen, mine, S(), begin, count);
   Known<R> known = of_block(seen.finish(), scale);
   if (thread == 0) *of_rank<K>(&shared.known[rank], 0) = known;
   cluster_barrier<K>();
   if (rank == 0 && thread < 32) {
     known = joined(shared.known[thread % K], K, scale);
     if (thread == 0) {
-      call.found().put(row, widen(z[call.index[row]]), scale, known);
-      call.steps.carry_out(row, totals, nullptr);
+      const Found<R> found = {call.index, call.top, call.rest, call.picked, call.fall, call.place};
+      R numbers[4];
+      found.put(row, at_index, scale, known, numbers);
+      Slope<R> slope = {scale, known.top, 0, R(call.owed), 0, index, true, {call.weight, R(1)}};
+      call.steps.carry_out(row, totals, numbers, slope);
+      for (u32 other = 0; other < K; other++) *of_rank<K>(&shared.slope, other) = slope;
     }
-    __syncwarp();
-    if (thread < K) *of_rank<K>(&shared.slope, thread) = call.slope(row);
   }
   cluster_barrier<K>();
   const Slope<R> slope = shared.slope;
   if (head == ragged(to, classes)) {
-    for (u32 i = thread; i < count; i += FLIGHT * threads)
+    for (u32 i = thread; i < count; i += FLIGHT * blockDim.x)
       write_vectors(slope, z, to, begin, i, count, mine);
   } else {
-    write_apart(slope, z, 1, to, 1, begin + thread, begin + (i64)count * N, threads);
+    write_apart(slope, z, 1, to, 1, begin + thread, begin + (i64)count * N, blockDim.x);
   }
   if (rank == 0) {
-    write_apart(slope, z, 1, to, 1, thread, head, threads);
-    write_apart(slope, z, 1, to, 1, tail + thread, classes, threads);
+    write_apart(slope, z, 1, to, 1, thread, head, blockDim.x);
+    write_apart(slope, z, 1, to, 1, tail + thread, classes, blockDim.x);
   }
 }
 

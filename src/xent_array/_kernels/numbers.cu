@@ -50,6 +50,18 @@ DEVICE Vector load(const Vector* from) {
   return v;
 }
 
+// Copy a vector to shared memory some time later; copies that are begun together are a batch.
+DEVICE void copy_later(Vector* to, const Vector* from) {
+  const u32 at = (u32)__cvta_generic_to_shared(to);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+}
+DEVICE void end_batch() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Wait for all of this thread's batches but the last `LATER`.
+template <int LATER> DEVICE void wait_for_batches() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
+}
+
 // Where a thing of this block's shared memory lies in that of another block of the cluster.
 template <int K, class T> DEVICE T* of_rank(T* mine, u32 rank) {
   T* theirs = mine;

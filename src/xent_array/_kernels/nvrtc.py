@@ -6,10 +6,12 @@ import ctypes
 import functools
 import threading
 from pathlib import Path
+from typing import Any
 
 from cuda.bindings import driver
 from cuda.core import Device, ObjectCode, Program, ProgramOptions
 from cuda.core.utils import FileStreamProgramCache
+from cuda.pathfinder import load_nvidia_dynamic_lib
 
 from xent_array._kernels.launches import Launch
 
@@ -44,15 +46,25 @@ def fuses(device: int) -> bool:
 def launch(device: int, stream: int, one: Launch, words: bytes) -> None:
     """Have a stream of the device, which is the current one, run a kernel some time later.
 
-    By the driver's own function: cuda.core's takes no structs, and several times as long.
+    By the driver's own function: cuda.core's takes no structs, and the bindings several times as
+    long.
     """
     name, blocks, threads = one.form
     kernel, parameters = _function(device, name, one.code), _memory.given(words)
-    (error,) = driver.cuLaunchKernel(
-        kernel, blocks, 1, 1, threads, 1, 1, one.shared, stream, parameters, 0
-    )
+    shape = (blocks, 1, 1, threads, 1, 1)
+    error = _launch_kernel()(kernel, *shape, one.shared, stream, parameters, None)
     if error:
-        raise RuntimeError(f"{name} was not launched: {error!r}")
+        raise RuntimeError(f"{name} was not launched: {driver.CUresult(error)!r}")
+
+
+@functools.cache
+def _launch_kernel() -> Any:
+    """The driver's cuLaunchKernel."""
+    found = load_nvidia_dynamic_lib("cuda").abs_path
+    function = ctypes.CDLL(found).cuLaunchKernel
+    address, number = ctypes.c_void_p, ctypes.c_uint
+    function.argtypes = (address, *[number] * 7, address, address, address)
+    return function
 
 
 class _Memory(threading.local):
@@ -103,13 +115,13 @@ def _chip(device: int) -> tuple[tuple[int, int], str | None]:
 
 
 @functools.cache
-def _function(device: int, name: str, code: str) -> driver.CUfunction:
+def _function(device: int, name: str, code: str) -> int:
     """A kernel as the driver launches it, on whatever device is the current one."""
     capability, reason = _chip(device)
     if reason is not None:
         raise RuntimeError(f"no kernel for device {device}: {reason}")
     kernel = compiled(name, code, _architecture(capability)).get_kernel(name)
-    return driver.CUfunction(int(kernel.handle))
+    return int(kernel.handle)
 
 
 def _architecture(capability: tuple[int, int]) -> str:

@@ -25,6 +25,9 @@ template <bool TOGETHER> struct Team {
 
   DEVICE static bool any(bool x) { return TOGETHER ? __any_sync(~0u, x) : x; }
 
+  // How many of them say so.
+  DEVICE static u32 count(bool x) { return TOGETHER ? __popc(__ballot_sync(~0u, x)) : x; }
+
   template <class T, class Join> DEVICE static T all(T x, Join join) {
     return TOGETHER ? among(32, x, join) : x;
   }
@@ -129,7 +132,7 @@ template <class R, bool TOGETHER> struct Seen {
     if (!tied) below.add(exponential(scale * (top - base)));
     if (known.top != -endless<R>()) move(known.top);
     known.below = Us::all(below.value(), Adding());
-    known.ties = Us::all(u32(tied), Adding());
+    known.ties = Us::count(tied);
     if (placed) known.place = Us::all(tied || top != top ? place : NOWHERE, Least());
     if (weighted) {
       known.fall = Us::all(fall.value(), Adding());
@@ -144,14 +147,20 @@ template <class R> struct Found {
   R *top, *rest, *picked, *even;
   i64* place;
 
-  // `chosen` is the logit at the index. Without a finite top the rest is NaN.
-  DEVICE void put(i64 row, R chosen, R scale, const Known<R>& known) const {
-    const R high = known.top;
-    top[row] = high;
-    rest[row] = known.below + (R(known.ties) - 1) + (high - high);
-    picked[row] = scale * (chosen - high);
-    if (even) even[row] = scale * known.fall;
+  // `chosen` is the logit at the index. The numbers are those that are put, but for the place.
+  DEVICE void put(i64 row, R chosen, R scale, const Known<R>& known, R (&numbers)[4]) const {
+    const R high = known.top, none = high - high;  // NaN without a finite top
+    numbers[0] = top[row] = high;
+    numbers[1] = rest[row] = known.below + (R(known.ties) - 1) + none;
+    numbers[2] = picked[row] = scale * (chosen - high);
+    numbers[3] = scale * known.fall;
+    if (even) even[row] = numbers[3];
     if (place) place[row] = known.place;
+  }
+
+  DEVICE void put(i64 row, R chosen, R scale, const Known<R>& known) const {
+    R numbers[4];
+    put(row, chosen, scale, known, numbers);
   }
 };
 
@@ -160,7 +169,10 @@ template <class S> struct Rows {
   i64 inner, outer_step, inner_step, class_step;
 
   DEVICE S* operator[](i64 row) const {
-    return first + row / inner * outer_step + row % inner * inner_step;
+    i64 outer;
+    if ((row | inner) >> 32) outer = row / inner;
+    else outer = (u32)row / (u32)inner;  // in a fifth of the time
+    return first + outer * outer_step + (row - outer * inner) * inner_step;
   }
 };
 
@@ -211,11 +223,22 @@ DEVICE void take_apart(Seen<R, TOGETHER>& seen, const S* z, i64 class_step, i64 
 // How many vectors of a thread are on their way at once.
 enum { FLIGHT = 4 };
 
-// Take `count` vectors of a row from a class on whose memory is aligned, and keep them if there is
-// room. They are fewer than 2^32, or the row would take 64 GiB.
+// Take a vector's entries, the classes from `at` on.
 template <class S, class R>
-DEVICE void take_vectors(Seen<R, true>& seen, const S* z, i64 begin, u32 count,
-                         Vector* room = nullptr) {
+DEVICE void take_vector(Seen<R, true>& seen, const Vector& v, S, i64 at, i64 end) {
+  constexpr int N = 16 / sizeof(S);
+  S entries[N];
+  R values[N];
+  memcpy(entries, &v, 16);
+#pragma unroll
+  for (int k = 0; k < N; k++) values[k] = widen(entries[k]);
+  seen.take(values, at, 1, end);
+}
+
+// Take `count` vectors of a row from a class on whose memory is aligned. They are fewer than 2^32,
+// or the row would take 64 GiB.
+template <class S, class R>
+DEVICE void take_vectors(Seen<R, true>& seen, const S* z, i64 begin, u32 count) {
   constexpr int N = 16 / sizeof(S);
   const u32 before = Team<true>::before();
   for (u32 start = threadIdx.x; start - before < count; start += FLIGHT * blockDim.x) {
@@ -229,13 +252,7 @@ DEVICE void take_vectors(Seen<R, true>& seen, const S* z, i64 begin, u32 count,
     for (int u = 0; u < FLIGHT; u++) {
       const u32 i = start + u * blockDim.x;
       if (i - before >= count) break;
-      S entries[N];
-      R values[N];
-      if (room && i < count) room[i] = v[u];
-      memcpy(entries, &v[u], 16);
-#pragma unroll
-      for (int k = 0; k < N; k++) values[k] = widen(entries[k]);
-      seen.take(values, begin + (i64)i * N, 1, begin + (i64)count * N);
+      take_vector(seen, v[u], S(), begin + (i64)i * N, begin + (i64)count * N);
     }
   }
 }
