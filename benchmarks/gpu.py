@@ -27,15 +27,15 @@ PAGE = Path(__file__).parent.parent / "docs" / "backends.md"
 #: What the page has of a GPU stands between these lines.
 BEGIN, END = "<!-- measured on a GPU -->\n", "<!-- until here -->\n"
 
-#: Calls that are timed, after some that are not.
-ROUNDS, FIRST = 30, 5
+#: Calls that are timed, after some that are not; fewer where they would take longer, in seconds.
+ROUNDS, FIRST, LONGEST = 30, 5, 0.5
 
 #: How far the loss of one may be from that of another, relatively.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 #: How often a pass must take all logits from memory, or to it.
 COPY, LOSS, GRADIENT = "copy", "loss", "loss and gradient"
-TRAFFIC = {COPY: 2, LOSS: 1, GRADIENT: 3}
+TRAFFIC = {COPY: 2, LOSS: 1, GRADIENT: 2}
 
 Call = Callable[[], Any]
 
@@ -62,7 +62,10 @@ PROBLEMS = [
 ]
 
 #: So small that what counts is how long the call itself takes.
-TINY = Problem(32, 1000, "float32")
+TINY = Problem(1024, 1000, "float32")
+
+#: Rows, features and classes of a projection, whose logits need not be held.
+PROJECTION = (8192, 4096, 128_256)
 
 
 class Figure(NamedTuple):
@@ -159,6 +162,36 @@ class Torch(Gpu):
         at_once = xent_array.cross_entropy_and_grad
         for name, engine in ENGINES:
             yield f"{name}, at once", GRADIENT, engine(lambda: at_once(logits, target)[0])
+
+    def projections(self) -> Iterator[tuple[str, Call]]:
+        """Prepare the products that a projection and its loss must take, and who takes them."""
+        import torch
+
+        rows, features, classes = PROJECTION
+        half = {"dtype": torch.bfloat16, "device": self.device}
+        torch.manual_seed(0)
+        x = torch.randn(rows, features, **half).requires_grad_()
+        weight = (torch.randn(classes, features, **half) / features**0.5).requires_grad_()
+        target = torch.randint(classes, (rows,), device=self.device)
+
+        def products() -> None:
+            with torch.no_grad():
+                logits = x @ weight.T
+                logits @ weight
+                logits.T @ x
+
+        def backward(loss: Any) -> None:
+            loss.backward()
+            x.grad = weight.grad = None
+
+        def held() -> None:
+            logits = torch.nn.functional.linear(x, weight)
+            backward(torch.nn.functional.cross_entropy(logits, target))
+
+        yield "its three products alone", products
+        yield "F.linear and F.cross_entropy", held
+        ours = xent_array.linear_cross_entropy
+        yield "linear_cross_entropy", lambda: backward(ours(x, weight, target))
 
     def losses(self) -> Iterator[tuple[str, Callable[[Any, Any], Any]]]:
         """Take the losses that are installed, ours last."""
@@ -302,13 +335,14 @@ def race(gpu: Gpu, problem: Problem, rounds: int) -> Iterator[Figure]:
     for contestant, passage, call in gpu.calls(logits, target):
         for _ in range(FIRST):
             found = call()
+        enough = max(3, min(rounds, int(LONGEST / gpu.seconds(call))))
         if passage != COPY:
             loss = float(found)
             expected = loss if expected is None else expected
             if not math.isclose(loss, expected, rel_tol=TOLERANCE[problem.dtype]):
                 raise ValueError(f"{contestant}, {passage}: {loss} is not {expected}")
         del found
-        seconds = statistics.median(gpu.seconds(call) for _ in range(rounds))
+        seconds = statistics.median(gpu.seconds(call) for _ in range(enough))
         yield Figure(gpu.name, problem, contestant, passage, seconds, gpu.peak(call))
 
 
@@ -361,7 +395,23 @@ def measured(gpu: Gpu, *, quick: bool) -> str:
     ]
     parts.append(f"{gpu.name}, {TINY}, on the host:\n\n{table(['', 'µs'], rows)}")
     print(parts[-1])
+    if isinstance(gpu, Torch) and not quick:
+        parts.append(projected(gpu))
+        print(parts[-1])
     return "\n".join(parts)
+
+
+def projected(gpu: Torch) -> str:
+    """Measure a projection and its loss, and return the table."""
+    rows = []
+    for contestant, call in gpu.projections():
+        for _ in range(2):
+            call()
+        seconds = statistics.median(gpu.seconds(call) for _ in range(5))
+        rows.append([contestant, f"{seconds * 1e3:.1f}", f"{gpu.peak(call) / 2**20:.0f}"])
+    count, features, classes = PROJECTION
+    title = f"{count} rows of {features} features, {classes} classes, bfloat16, with gradients"
+    return f"torch, {title}:\n\n{table(['', 'ms', 'memory at its peak, MiB'], rows)}"
 
 
 def with_section(page: str, section: str) -> str:
@@ -373,7 +423,7 @@ def with_section(page: str, section: str) -> str:
 
 EXPLAINED = """\
 TB/s are those of the bytes that a pass must move:
-the logits once for a loss, three times with its gradient, twice for a copy.
+the logits once for a loss, twice with its gradient and for a copy.
 Times are medians, by the events of the device; memory is what a call takes beside its arguments.
 
 """

@@ -17,7 +17,7 @@ import pytest
 
 from xent_array import _kernels, _threads
 from xent_array._backends.numpy import Backend
-from xent_array._kernels.cuda import LAYOUTS, Kernels
+from xent_array._kernels.cuda import LAYOUTS, PLAIN, Kernels
 
 BFLOAT16 = ml_dtypes.bfloat16
 DTYPES = [np.float32, np.float64, np.float16, BFLOAT16]
@@ -26,9 +26,9 @@ SHIM = Path(__file__).parent / "cuda_shim"
 SOURCES = Path(_kernels.__file__).parent
 
 
-def library():
+def library(plain=""):
     """The kernels of rows as functions of a library; a test is skipped where no compiler is."""
-    return compiled('#include "host.cpp"\n')
+    return compiled(f'{plain}#include "host.cpp"\n')
 
 
 @functools.cache
@@ -42,8 +42,10 @@ def compiled(code):
     flags = (compiler, "-std=c++20", "-O1", "-fPIC", *own)
     with tempfile.TemporaryDirectory() as folder:
         path, made = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
-        path.write_text(code)
-        command = (*flags, "-shared", "-include", headers(flags), path, "-o", made)
+        path.write_text(code.removeprefix(PLAIN))
+        plain = ("-DPLAIN=1",) * code.startswith(PLAIN)
+        command = (*flags, *plain, "-shared", "-include", headers((*flags, *plain)), path)
+        command = (*command, "-o", made)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return ctypes.CDLL(str(made))
@@ -90,7 +92,8 @@ class Processor(Recorder):
         super().launch(device, stream, one, words)
         kernel, blocks, threads = one.form
         struct = kernel.startswith(("columns", "fused"))
-        made = compiled(f"{one.code}RUN_STRUCT({kernel})\n") if struct else library()
+        plain = PLAIN * one.code.startswith(PLAIN)
+        made = compiled(f"{one.code}RUN_STRUCT({kernel})\n") if struct else library(plain)
         getattr(made, f"run_{kernel}")(blocks, threads, words)
 
 

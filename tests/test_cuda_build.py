@@ -19,6 +19,7 @@ from cuda.core import Program, ProgramOptions
 
 from xent_array._kernels import nvrtc
 from xent_array._kernels.columns import TYPES
+from xent_array._kernels.cuda import PLAIN
 from xent_array._kernels.launches import Form, Launch, launching
 
 from cuda_stand_in import NumpyMemory, Recorder, compute_dtype, on_device
@@ -54,8 +55,8 @@ def every_launch(dtype):
     that may be asked of columns.
     """
     types = f"{dtype}, {TYPES[dtype]}, {'double' if dtype == 'float64' else 'float'}"
-    for kind, work in itertools.product(("wide", "lane"), ("stats", "grad")):
-        yield f"{kind}_{work}_{dtype}", f"{work.upper()}({kind}, {types})\n"
+    for kind, work, plain in itertools.product(("wide", "lane"), ("stats", "grad"), (True, False)):
+        yield f"{kind}_{work}_{dtype}", f"{PLAIN * plain}{work.upper()}({kind}, {types})\n"
     options = [
         {},
         {"label_smoothing": 0.1, "weight": np.ones(1000, compute_dtype(DTYPES[dtype]))},

@@ -68,7 +68,14 @@ def test_all_passes_agree_and_are_told(bench, on_processor, monkeypatch):
     for row in ("copy: copy", *passes, *at_once):
         assert told.count(f"| {row} | ") == 2  # of the problem and of the overhead
     assert "| copy: copy | 1.000 | 0.00 | 100% | 1 |" in told
-    assert "| kernels: loss and gradient | 1.000 | 0.01 | 150% | 1 |" in told
+    assert "| kernels: loss and gradient | 1.000 | 0.00 | 100% | 1 |" in told
+
+
+def test_a_projection_is_measured_beside_its_products(bench, on_processor, monkeypatch):
+    monkeypatch.setattr(bench, "PROJECTION", (20, 8, 50))
+    told = bench.projected(on_processor)
+    for name in ("its three products alone", "F.linear and F.cross_entropy", "linear_cross_entropy"):
+        assert f"| {name} | 1.0 | 1 |" in told
 
 
 def test_losses_that_disagree_are_not_timed(bench, on_processor, monkeypatch):

@@ -22,6 +22,9 @@ _ENTRIES = {"float64": 2, "float32": 4, "float16": 8, "bfloat16": 8}
 #: By how many blocks a row may be shared in `fused.cu`, and the dtypes there.
 FUSED_BLOCKS, FUSED_DTYPES = (1, 2, 4, 8), ("float32", "float16", "bfloat16")
 
+#: What the code of a kernel begins with that is compiled for plain losses, see `rows.cu`.
+PLAIN = "#define PLAIN 1\n"
+
 #: The parameters of the kernels that read rows and of those that write gradients: addresses and
 #: steps of the arrays, the numbers of rows and classes, two factors, and addresses of columns.
 LAYOUTS = {"stats": "<7q2d7q", "grad": "<11q2d7q", "fused": "<11q3d8q"}
@@ -41,6 +44,9 @@ _MANY = 65
 
 #: Threads of a block: at most, where they share a row, and where they have a row each.
 _SHARING, _LANES = {"stats": 128, "grad": 256}, 128
+
+#: Threads of a block of `fused.cu`.
+_SHARERS = 128
 
 
 class Program(Protocol):
@@ -228,7 +234,17 @@ def launches_of(
         of_classes, of_rows = (_entry(x) for x in vectors), (_entry(x, row) for x in columns)
         arguments = (*layout, *counts, *map(float, factors), *of_classes, *of_rows)
         code = f"{work.upper()}({form.kernel.partition('_')[0]}, {_types(z.start.dtype)})\n"
+        code = f"{PLAIN}{code}" if _is_plain(work, factors, columns) else code
         yield launching(form, code, LAYOUTS[work], arguments)
+
+
+def _is_plain(work: str, factors: Sequence[float], columns: Sequence[Cell | None]) -> bool:
+    """Whether the scale is 1, and there is none of what only some losses have."""
+    scale, *others = factors
+    if work == "grad":  # an even share, of all rows or of each
+        return scale == 1.0 and others == [0.0] and columns[2] is None
+    # The sum of w·(z - top), and the place of the top; an even share of all rows.
+    return scale == 1.0 and [*columns[4:6]] == [None, None] and others[1:] in ([], [0.0])
 
 
 def _types(dtype: str) -> str:
@@ -259,8 +275,9 @@ def fused(
         return None
     (one,) = launches_of("fused", shape, arrays, factors, vectors, columns)
     kept = min(-(-row_bytes // blocks) + 16, _KEPT) // 16 * 16
-    form = Form(f"fused{blocks}_{dtype}", walk.rows * blocks, _SHARING["stats"])
-    code = f"{steps.code}FUSED({blocks}, {dtype}, {TYPES[dtype]})\n"
+    form = Form(f"fused{blocks}_{dtype}", walk.rows * blocks, _SHARERS)
+    plain = _is_plain("fused", factors, columns) and "slope.owed" not in steps.code
+    code = f"{PLAIN * plain}{steps.code}FUSED({blocks}, {dtype}, {TYPES[dtype]})\n"
     spots = [*one.spots, *((len(one.words) + place, spot) for place, spot in steps.spots)]
     return Launch(form, code, one.words + steps.words, spots, kept)
 

@@ -26,16 +26,16 @@ template <class R> struct Shared {
   Slope<R> slope;
 };
 
-// How many batches of vectors a thread has on their way at once, each a flight.
-enum { BATCHES = 4 };
+// The threads of a block, and the batches of vectors that each of them has on their way at once.
+enum { SHARERS = 128, BATCHES = 4, COPIES = 4 };
 
-// Have this thread's part of `count` vectors copied, FLIGHT at a time.
+// Have this thread's part of `count` vectors copied, COPIES of them in a batch.
 DEVICE void fetch(Vector* to, const Vector* from, u32 count) {
   u32 i = threadIdx.x;
 #pragma unroll
   for (int batch = 0; batch < BATCHES; batch++) {
 #pragma unroll
-    for (int u = 0; u < FLIGHT; u++, i += blockDim.x)
+    for (int u = 0; u < COPIES; u++, i += SHARERS)
       if (i < count) copy_later(to + i, from + i);
     end_batch();
   }
@@ -47,8 +47,8 @@ DEVICE void take_batch(Seen<R, true>& seen, const Vector* from, S, i64 begin, u3
   constexpr int N = 16 / sizeof(S);
   wait_for_batches<BATCHES - 1 - BATCH>();
 #pragma unroll
-  for (int u = 0; u < FLIGHT; u++) {
-    const u32 i = threadIdx.x + (BATCH * FLIGHT + u) * blockDim.x;
+  for (int u = 0; u < COPIES; u++) {
+    const u32 i = threadIdx.x + (BATCH * COPIES + u) * SHARERS;
     if (i - Team<true>::before() >= count) return;
     const Vector v = i < count ? from[i] : impossible(S());
     take_vector(seen, v, S(), begin + (i64)i * N, begin + (i64)count * N);
@@ -118,13 +118,15 @@ DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
 // How many blocks a multiprocessor is to have room for, in registers and in shared memory.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
 #define RESIDENT 3
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#define RESIDENT 5
 #else
 #define RESIDENT 6
 #endif
 
 #ifdef __CUDACC__
 #define FUSED(K, name, S)                                                                        \
-  extern "C" __global__ void __cluster_dims__(K) __launch_bounds__(128, RESIDENT) fused##K##_##name(\
+  extern "C" __global__ void __cluster_dims__(K) __launch_bounds__(SHARERS, RESIDENT) fused##K##_##name(\
       const PARAMETER Fused<S, float, Steps> call) {                                             \
     extern __shared__ Vector mine[];                                                             \
     fused<K>(call, mine);                                                                        \

@@ -15,6 +15,14 @@
 // classes are read by a block of threads, 16 bytes at a time (`wide_...`), rows of few classes, or
 // of classes that lie further apart than the rows, by a thread each (`lane_...`).
 
+// Whether the scale is 1, there are no even shares, and nobody asks for the sum of w·(z - top) or for
+// the place of the top. Most losses are so, and their kernels are compiled for it.
+#ifndef PLAIN
+#define PLAIN 0
+#endif
+
+template <class R> DEVICE R scaled(R scale, R x) { return PLAIN ? x : scale * x; }
+
 // --- statistics
 
 // The threads of a warp look at a row together, or each at one of its own. What is asked of all of
@@ -44,9 +52,9 @@ template <class R> struct Known {
   // See all of it from the top of more entries; by two steps, see `Seen::move`.
   DEVICE void see_from(R high, R scale) {
     if (top == high) return;
-    const R fallen = exponential(scale * (top - high) / 2);
+    const R fallen = exponential(scaled(scale, top - high) / 2);
     below = (below + ties) * fallen * fallen;
-    if (heavy != 0) fall += heavy * (top - high);
+    if (!PLAIN && heavy != 0) fall += heavy * (top - high);
     if (high == high || top == top) place = NOWHERE;
     ties = 0;
   }
@@ -73,7 +81,7 @@ template <class R, bool TOGETHER> struct Seen {
         top(-endless<R>()), below{0, 0}, place(NOWHERE), fall{0, 0}, heavy{0, 0} {}
 
   // How far the top may be above the base. The sum of w·(z - base) must not cancel: not at all.
-  DEVICE R distance() const { return weighted ? 0 : 8; }
+  DEVICE R distance() const { return !PLAIN && weighted ? 0 : 8; }
 
   // Take entries of the classes at, at + step, ... below `end`; beyond, they are -inf.
   template <int N> DEVICE void take(const R (&z)[N], i64 at, i64 step, i64 end) {
@@ -84,13 +92,13 @@ template <class R, bool TOGETHER> struct Seen {
       low[k] = lesser(top, z[k]);
       top = greater(top, z[k]);
     }
-    if (placed) find(z, at, step, before);
-    if (Us::any(scale * (top - base) > distance())) move(Us::all(top, Greatest()));
+    if (!PLAIN && placed) find(z, at, step, before);
+    if (Us::any(scaled(scale, top - base) > distance())) move(Us::all(top, Greatest()));
     R part[2] = {0, 0};
 #pragma unroll
-    for (int k = 0; k < N; k++) part[k % 2] += exponential(scale * (low[k] - base));
+    for (int k = 0; k < N; k++) part[k % 2] += exponential(scaled(scale, low[k] - base));
     below.add(part[0] + part[1]);
-    if (weighted) sink(z, at, step, end);
+    if (!PLAIN && weighted) sink(z, at, step, end);
   }
 
   // Look for the top, or NaN if there is one. Classes may come in any order.
@@ -104,10 +112,10 @@ template <class R, bool TOGETHER> struct Seen {
   // By two steps: at a great distance from a base below the top an exponential may be 0, and those
   // of the top not yet.
   DEVICE void move(R to) {
-    const R fallen = exponential(scale * (base - to) / 2);
+    const R fallen = exponential(scaled(scale, base - to) / 2);
     below.times(fallen);
     below.times(fallen);
-    if (heavy.value() != 0) fall.add(heavy.value() * (base - to));
+    if (!PLAIN && heavy.value() != 0) fall.add(heavy.value() * (base - to));
     base = to;
   }
 
@@ -129,12 +137,12 @@ template <class R, bool TOGETHER> struct Seen {
   DEVICE Known<R> finish() {
     Known<R> known = {Us::all(top, Greatest()), 0, 0, 0, NOWHERE, 0};
     const bool tied = top == known.top;
-    if (!tied) below.add(exponential(scale * (top - base)));
+    if (!tied) below.add(exponential(scaled(scale, top - base)));
     if (known.top != -endless<R>()) move(known.top);
     known.below = Us::all(below.value(), Adding());
     known.ties = Us::count(tied);
-    if (placed) known.place = Us::all(tied || top != top ? place : NOWHERE, Least());
-    if (weighted) {
+    if (!PLAIN && placed) known.place = Us::all(tied || top != top ? place : NOWHERE, Least());
+    if (!PLAIN && weighted) {
       known.fall = Us::all(fall.value(), Adding());
       known.heavy = Us::all(heavy.value(), Adding());
     }
@@ -189,6 +197,7 @@ template <class R> DEVICE Known<R> joined(Known<R> known, u32 lanes, R scale) {
   known.top = top;
   known.below = among(lanes, known.below, Adding());
   known.ties = among(lanes, known.ties, Adding());
+  if (PLAIN) return known;
   known.place = among(lanes, known.place, Least());
   known.fall = among(lanes, known.fall, Adding());
   known.heavy = among(lanes, known.heavy, Adding());
@@ -306,8 +315,8 @@ template <class R> struct Slope {
 
   // The derivative by class j, whose logit is z.
   template <class S> DEVICE S operator()(S z, i64 j) const {
-    const R power = exponential_for(z, scale * (widen(z) - top));
-    const R other = power * pull - owed * weight[j];
+    const R power = exponential_for(z, scaled(scale, widen(z) - top));
+    const R other = PLAIN ? power * pull : power * pull - owed * weight[j];
     S grad;
     narrow(!kept ? R(0) : j == index ? chosen : other, grad);
     return grad;
