@@ -135,7 +135,6 @@ class NumpyMemory:
         return np.ascontiguousarray(np.broadcast_to(x, shape))
 
 
-
 @contextlib.contextmanager
 def on_device(memory, program):
     """Have NumPy's arrays be a GPU's, read by the CUDA kernels of a program."""

@@ -7,7 +7,6 @@ import re
 import types
 
 import numpy as np
-
 import pytest
 
 import xent_array
@@ -75,8 +74,11 @@ def test_every_kernel_keeps_to_registers(architecture, dtype):
     kernels = dict.fromkeys(every_launch(dtype))
     assert sum(name.startswith("columns") for name, _ in kernels) > 5
     assert any(name.startswith("fused1") for name, _ in kernels) == (dtype != "float64")
-    wider = [(f"fused8_{dtype}", code.replace("FUSED(1,", "FUSED(8,")) for name, code in kernels
-             if name.startswith("fused1")]
+    wider = [
+        (f"fused8_{dtype}", code.replace("FUSED(1,", "FUSED(8,"))
+        for name, code in kernels
+        if name.startswith("fused1")
+    ]
     for name, code in [*kernels, *wider[:1]]:
         if name.startswith("fused") and architecture == "sm_80":  # which has no clusters
             continue
@@ -84,8 +86,8 @@ def test_every_kernel_keeps_to_registers(architecture, dtype):
         options = ProgramOptions(arch=architecture, ptxas_options=["-v"])
         Program(nvrtc.source(name, code), "c++", options).compile("cubin", logs=log)
         ((found, *memory, registers),) = re.findall(
-            r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-            r"(\d+) bytes spill loads.*?Used (\d+) registers",
+            r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, "
+            r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
             log.getvalue(),
             re.DOTALL,
         )
@@ -202,5 +204,5 @@ def test_a_struct_is_one_argument(driver):
 
 def test_what_the_driver_refuses(driver, monkeypatch):
     monkeypatch.setattr(nvrtc, "_launch_kernel", lambda: lambda *args: 700)
-    with pytest.raises(RuntimeError, match="wide_stats_float32 was not launched: .*ILLEGAL_ADDR"):
+    with pytest.raises(RuntimeError, match=r"wide_stats_float32 was not launched: .*ILLEGAL_ADDR"):
         nvrtc.launch(1, 0, STATS, STATS.words)

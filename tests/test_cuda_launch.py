@@ -173,7 +173,8 @@ def test_cupys_arrays(monkeypatch):
     cupy = types.ModuleType("cupy")
     cupy.ndarray = CupysArray
     cupy.cuda = types.SimpleNamespace(get_current_stream=stream)
-    cupy.empty_like, cupy.broadcast_to = np.empty_like, functools.partial(np.broadcast_to, subok=1)
+    cupy.empty = lambda shape, dtype: np.empty(shape, dtype).view(CupysArray)
+    cupy.broadcast_to = functools.partial(np.broadcast_to, subok=1)
     cupy.ascontiguousarray = np.asanyarray
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     name = "xent_array._backends._cupy_cuda"
@@ -192,7 +193,7 @@ def test_cupys_arrays(monkeypatch):
     assert (number, stream, form.kernel) == (2, 0xABC, "wide_stats_float32")
     assert arguments[:10] == (address(z), 0, 400, 2, 3, 3, 200, 1.0, 0.0, 0)
     assert arguments[10] == address(index)
-    assert (device.depth, device.entered) == (0, 1)
+    assert device.depth == 0 < device.entered
 
 
 # --- why there are none

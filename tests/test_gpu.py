@@ -43,7 +43,8 @@ def real(gpu, monkeypatch):
 
     def poisoned(shape, dtype, like):
         x = empty(shape, dtype, like)
-        x[...] = -77 if "int" in str(dtype) else float("nan")
+        fill = x.fill if hasattr(x, "fill") else x.fill_
+        fill(-77 if "int" in str(dtype) else float("nan"))
         return x
 
     monkeypatch.setattr(gpu.producer, "empty", poisoned)

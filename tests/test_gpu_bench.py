@@ -74,7 +74,11 @@ def test_all_passes_agree_and_are_told(bench, on_processor, monkeypatch):
 def test_a_projection_is_measured_beside_its_products(bench, on_processor, monkeypatch):
     monkeypatch.setattr(bench, "PROJECTION", (20, 8, 50))
     told = bench.projected(on_processor)
-    for name in ("its three products alone", "F.linear and F.cross_entropy", "linear_cross_entropy"):
+    for name in (
+        "its three products alone",
+        "F.linear and F.cross_entropy",
+        "linear_cross_entropy",
+    ):
         assert f"| {name} | 1.0 | 1 |" in told
 
 

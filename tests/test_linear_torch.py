@@ -27,11 +27,18 @@ from test_linear import (
     by_hand,
 )
 
-from arrays import to_numpy
+from arrays import DEVICE, to_numpy
 
 pytestmark = pytest.mark.library("torch")
 
 PARTS = (FEATURES, LINEAR_WEIGHT, LINEAR_BIAS)
+
+
+@pytest.fixture(autouse=True)
+def on_the_device():
+    """Tensors that name no device are made where the others are."""
+    with contextlib.nullcontext() if DEVICE == "cpu" else torch.device(DEVICE):
+        yield
 
 
 @pytest.fixture

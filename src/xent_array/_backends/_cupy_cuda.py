@@ -38,11 +38,12 @@ def steps(x: Array) -> tuple[int, ...]:
 
 
 def empty(shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
-    return cp.empty_like(like, dtype, "C", shape=shape)
+    with like.device:
+        return cp.empty(shape, dtype)  # to `empty_like` a shape of () is none
 
 
 def scratch(size: int, like: Array) -> Array:
-    return cp.empty(size, "uint8")
+    return empty((size,), "uint8", like)
 
 
 def line(x: Array, shape: tuple[int, ...]) -> Array:

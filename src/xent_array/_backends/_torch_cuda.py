@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-
 ARRAY = torch.Tensor
 
 
@@ -44,7 +43,7 @@ def empty(shape: tuple[int, ...], dtype: Any, like: torch.Tensor) -> torch.Tenso
 
 
 def scratch(size: int, like: torch.Tensor) -> torch.Tensor:
-    return torch.empty(size, dtype=torch.uint8, device=like.device)
+    return empty((size,), torch.uint8, like)
 
 
 def line(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

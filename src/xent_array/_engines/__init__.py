@@ -7,6 +7,7 @@ An engine is a module with the functions `value` and `value_and_grad`. That of m
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 from xent_array import _evaluate
 from xent_array._batch import Batch
@@ -40,11 +41,15 @@ def _engine(batch: Batch) -> ModuleType:
         from xent_array._engines import dask
 
         return dask
-    return of_memory(batch)
+    engine: ModuleType = of_memory(batch)
+    return engine
 
 
-def of_memory(batch: Batch) -> ModuleType:
-    """What evaluates a batch that its library does not differentiate, by where it lies."""
+def of_memory(batch: Batch) -> Any:
+    """What evaluates a batch that its library does not differentiate: a module like an engine.
+
+    It has `value_to_differentiate` and `grad_of_kept` as well, as `_evaluate` has them.
+    """
     if batch.kernels is not None and batch.memory == "device":
         from xent_array._engines import device
 

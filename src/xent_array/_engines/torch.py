@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -19,6 +18,7 @@ from torch.autograd import forward_ad
 from xent_array import _evaluate
 from xent_array._backends.torch import CONCRETE, borrowed, numpy_view
 from xent_array._batch import Arrays, Batch, apart, arrays_of, moved, together, with_kernels
+from xent_array._engines import of_memory
 from xent_array._evaluate import Kept, Result
 from xent_array._gradient import times_upstream
 from xent_array._namespace import Array
@@ -56,7 +56,7 @@ def value_and_grad(batch: Batch) -> Result:
     if out is not None and (host is not None or batch.kernels is not None):
         _tell_of_writing(out)
     if host is None:
-        return _of_memory(batch).value_and_grad(batch)
+        return cast("Result", of_memory(batch).value_and_grad(batch))
     if out is None and _small(batch):
         room = host.backend.room(host.logits.shape, host.logits)  # in less time than torch's
         out = torch.from_numpy(room)
@@ -75,7 +75,7 @@ def _tell_of_writing(out: torch.Tensor) -> None:
 def _constant_value(batch: Batch) -> Result:
     host = _in_numpy(batch)
     if host is None:
-        return _of_memory(batch).value(batch)
+        return cast("Result", of_memory(batch).value(batch))
     return _in_torch(batch, _evaluate.value(host), None)
 
 
@@ -115,7 +115,7 @@ class _Loss(torch.autograd.Function):
         batch = with_kernels(together(ctx.batch, Arrays(*saved[4:])))
         if derived:
             return _derived(batch, grad_loss), None
-        upstream = grad_loss.broadcast_to(batch.shape)[..., None]
+        upstream = grad_loss.resolve_neg().broadcast_to(batch.shape)[..., None]
         memory = batch.backend.memory(batch.logits)  # which hooks may have put elsewhere
         batch = batch._replace(memory=memory, grad_output=upstream)
         return _grad_of_kept(batch, Kept(saved[:4], ctx.divisor)), None
@@ -144,7 +144,7 @@ def _derived(batch: Batch, grad_loss: torch.Tensor) -> torch.Tensor:
 def _value_to_differentiate(batch: Batch) -> tuple[Array, Kept]:
     host = _in_numpy(batch)
     if host is None:
-        result, kept = _of_memory(batch).value_to_differentiate(batch)
+        result, kept = of_memory(batch).value_to_differentiate(batch)
         return result.loss, kept
     result, kept = _evaluate.value_to_differentiate(host)
     seen = [None if x is None else torch.from_numpy(x) for x in kept.seen]
@@ -155,7 +155,7 @@ def _grad_of_kept(batch: Batch, kept: Kept) -> torch.Tensor:
     host = _in_numpy(batch)
     if host is None:
         by_kernels = kept.seen[3] is not None  # else the loss was torch's, and all that it kept
-        engine = _of_memory(batch) if by_kernels else _evaluate
+        engine = of_memory(batch) if by_kernels else _evaluate
         derived: torch.Tensor = engine.grad_of_kept(batch, kept)
         return derived
     out = _room(batch)
@@ -169,15 +169,6 @@ def _grad_of_kept(batch: Batch, kept: Kept) -> torch.Tensor:
 def _room(batch: Batch) -> torch.Tensor:
     room: torch.Tensor = batch.backend.room(batch.logits.shape, batch.logits)
     return room
-
-
-def _of_memory(batch: Batch) -> ModuleType:
-    """What evaluates tensors that no one but torch holds, constants to it."""
-    if batch.kernels is None:
-        return _evaluate
-    from xent_array._engines import device
-
-    return device
 
 
 # --- tensors as NumPy sees them

@@ -13,18 +13,25 @@ from typing import Any, NamedTuple
 
 from xent_array._kernels.launches import Cell, Form, Launch, Spot, launching
 
-#: The bytes that each dtype takes, and its type in `numbers.cu`.
-DTYPES = {
-    **{"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2},
-    **{"int64": 8, "int32": 4, "int16": 2, "int8": 1},
-    **{"uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1},
-}
+#: The dtypes that numbers of rows may have, by their types in `numbers.cu`.
 TYPES = {
-    **{"float64": "double", "float32": "float", "float16": "float16", "bfloat16": "bfloat16"},
-    **{"int64": "i64", "int32": "int", "int16": "short", "int8": "signed char"},
-    **{"uint64": "i64", "uint32": "u32", "uint16": "u16", "uint8": "unsigned char"},
+    "float64": "double",
+    "float32": "float",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "int64": "i64",
+    "int32": "int",
+    "int16": "short",
+    "int8": "signed char",
+    "uint64": "i64",
+    "uint32": "u32",
+    "uint16": "u16",
+    "uint8": "unsigned char",
     "bool": "bool",
 }
+
+#: The bytes that each of them takes.
+DTYPES = {name: int("".join(filter(str.isdigit, name)) or 8) // 8 for name in TYPES}
 
 #: What operations are in C++.
 _WRITTEN = {
@@ -108,10 +115,10 @@ class Column:
         return self.ledger.compared("less", other, self)
 
     def __le__(self, other: Any) -> Column:
-        return (self < other) | (self == other)
+        return self.ledger.noted("or", (self < other, self == other), TRUTH)
 
     def __ge__(self, other: Any) -> Column:
-        return (self > other) | (self == other)
+        return self.ledger.noted("or", (self > other, self == other), TRUTH)
 
     def __eq__(self, other: object) -> Column:  # type: ignore[override]
         return self.ledger.compared("equal", self, other)
@@ -226,6 +233,7 @@ class Ledger:
 
     def total(self, x: Column) -> Column:
         """The sum of all there is of a column."""
+        assert x.extent != ONE, "one number for all rows says nothing of how many they are"
         total = self.noted("total", (x,), REAL if x.kind == REAL else WHOLE, ONE)
         if total.parts is None and not any(total is other for other in self._unsummed):
             self._unsummed.append(total)
@@ -289,9 +297,7 @@ class Ledger:
             if total.parts is None:  # it was not taken along
                 self.store(total.args[0].extent, [])
 
-    def _launch(
-        self, extent: str, stores: list[tuple[Column, Cell]], totals: list[Column]
-    ) -> None:
+    def _launch(self, extent: str, stores: list[tuple[Column, Cell]], totals: list[Column]) -> None:
         count = 1 if extent == ONE else self.counts[extent]
         blocks = max(1, min(-(-count // LANES), _BLOCKS))
         parts = self.room(8 * blocks * len(totals)) if totals else Spot(0)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from xent_array._kernels import RowStats
 from xent_array._kernels.columns import DTYPES, TYPES
 from xent_array._kernels.launches import Address, Cell, Form, Launch, launching
 from xent_array._namespace import Array
+
+T = TypeVar("T")
 
 #: The dtypes that kernels read, and how many entries of each a vector of 16 bytes holds.
 _ENTRIES = {"float64": 2, "float32": 4, "float16": 8, "bfloat16": 8}
@@ -29,7 +31,7 @@ PLAIN = "#define PLAIN 1\n"
 #: steps of the arrays, the numbers of rows and classes, two factors, and addresses of columns.
 LAYOUTS = {"stats": "<7q2d7q", "grad": "<11q2d7q", "fused": "<11q3d8q"}
 
-#: Bytes of a row that a block keeps when statistics and gradient are one look at it, at most: six
+#: Bytes of a row that a block keeps when statistics and gradient are one look at it, at most: five
 #: such blocks have room in a multiprocessor.
 _KEPT = 1 << 15
 
@@ -46,7 +48,7 @@ _MANY = 65
 _SHARING, _LANES = {"stats": 128, "grad": 256}, 128
 
 #: Threads of a block of `fused.cu`.
-_SHARERS = 128
+_SHARERS = 256
 
 
 class Program(Protocol):
@@ -68,8 +70,9 @@ class Program(Protocol):
 class Producer(Protocol):
     """What an array library tells of its arrays in CUDA memory."""
 
-    #: The type of the arrays.
-    ARRAY: type
+    @property
+    def ARRAY(self) -> type:  # noqa: N802
+        """The type of the arrays."""
 
     def __hash__(self) -> int: ...
 
@@ -135,7 +138,7 @@ class Kernels:
             where = producer.empty(shape, index.dtype, z) if place else None
             columns = (self._line(index, shape), top, rest, picked, even, where)
             share, weight = _apart(weight)
-            self._launch("stats", stream, (z,), (scale, share), (weight,), columns)
+            self._launch("stats", stream, (z,), Given((scale, share), (weight,), columns))
         return RowStats(top, rest, picked, even, where)
 
     def row_grad(
@@ -159,28 +162,19 @@ class Kernels:
             owed, even = _apart(even)
             numbers = (top, pull, even, index, chosen, kept)
             columns = tuple(self._line(x, shape) for x in numbers)
-            self._launch("grad", stream, (z, into), (scale, owed), (weight,), columns)
+            self._launch("grad", stream, (z, into), Given((scale, owed), (weight,), columns))
 
     def _launch(
-        self,
-        work: str,
-        stream: int,
-        arrays: tuple[Array, ...],
-        factors: tuple[float, ...],
-        vectors: tuple[Array | None, ...],
-        columns: tuple[Array | None, ...],
+        self, work: str, stream: int, arrays: tuple[Array, ...], given: Given[Array]
     ) -> None:
-        vectors = tuple(self._line(x, arrays[0].shape[-1:]) for x in vectors)
+        z = arrays[0]
+        vectors = [self._line(x, z.shape[-1:]) for x in given.vectors]
         rows = [Rows(self._cell(x), self.producer.steps(x)) for x in arrays]
-        launches = launches_of(
-            work,
-            arrays[0].shape,
-            rows,
-            factors,
-            [None if x is None else self._cell(x) for x in vectors],
-            [None if x is None else self._cell(x) for x in columns],
-        )
-        self.launch(arrays[0], stream, launches, ())
+        cells = Given(given.factors, self._cells(vectors), self._cells(given.columns))
+        self.launch(z, stream, launches_of(work, z.shape, rows, cells), ())
+
+    def _cells(self, arrays: Sequence[Array | None]) -> list[Cell | None]:
+        return [None if x is None else self._cell(x) for x in arrays]
 
     def _cell(self, x: Array) -> Cell:
         return Cell(self.producer.address(x), _name(x.dtype))
@@ -208,39 +202,40 @@ class Rows(NamedTuple):
     steps: tuple[int, ...]
 
 
-def launches_of(
-    work: str,
-    shape: tuple[int, ...],
-    arrays: Sequence[Rows],
-    factors: Sequence[float],
-    vectors: Sequence[Cell | None],
-    columns: Sequence[Cell | None],
-) -> Iterator[Launch]:
-    """Launch a kernel on all rows of a shape, or on parts of them that two axes reach.
+class Given(NamedTuple, Generic[T]):
+    """What a kernel is given beside rows: numbers, those of classes, and those of rows."""
 
-    It is given numbers, those of classes in vectors, and those of rows in columns.
-    """
+    factors: Sequence[float]
+    vectors: Sequence[T | None]
+    columns: Sequence[T | None]
+
+
+def launches_of(
+    work: str, shape: tuple[int, ...], arrays: Sequence[Rows], given: Given[Cell]
+) -> Iterator[Launch]:
+    """Launch a kernel on all rows of a shape, or on parts of them that two axes reach."""
     (z, *_), classes = arrays, shape[-1]
     walk = _walk(shape[:-1], [x.steps[:-1] for x in arrays])
     if walk.rows == 0:
         return
     form = _form(work, z.start.dtype, walk, classes, z.steps[-1])
+    code = f"{work.upper()}({form.kernel.partition('_')[0]}, {_types(z.start.dtype)})\n"
+    code = f"{PLAIN}{code}" if _is_plain(work, given) else code
     for row, offsets in walk.parts():
         layout: list[Address] = []
         for k, x in enumerate(arrays):
             start = _entry(x.start, offsets[k])
             layout += [start, walk.outer[k + 1], walk.inner[k + 1], x.steps[-1]]
         counts = (walk.inner[0], walk.rows, classes)
-        of_classes, of_rows = (_entry(x) for x in vectors), (_entry(x, row) for x in columns)
-        arguments = (*layout, *counts, *map(float, factors), *of_classes, *of_rows)
-        code = f"{work.upper()}({form.kernel.partition('_')[0]}, {_types(z.start.dtype)})\n"
-        code = f"{PLAIN}{code}" if _is_plain(work, factors, columns) else code
+        of_classes = (_entry(x) for x in given.vectors)
+        of_rows = (_entry(x, row) for x in given.columns)
+        arguments = (*layout, *counts, *map(float, given.factors), *of_classes, *of_rows)
         yield launching(form, code, LAYOUTS[work], arguments)
 
 
-def _is_plain(work: str, factors: Sequence[float], columns: Sequence[Cell | None]) -> bool:
+def _is_plain(work: str, given: Given[Cell]) -> bool:
     """Whether the scale is 1, and there is none of what only some losses have."""
-    scale, *others = factors
+    (scale, *others), columns = given.factors, given.columns
     if work == "grad":  # an even share, of all rows or of each
         return scale == 1.0 and others == [0.0] and columns[2] is None
     # The sum of w·(z - top), and the place of the top; an even share of all rows.
@@ -253,12 +248,7 @@ def _types(dtype: str) -> str:
 
 
 def fused(
-    shape: tuple[int, ...],
-    arrays: Sequence[Rows],
-    factors: Sequence[float],
-    vectors: Sequence[Cell | None],
-    columns: Sequence[Cell | None],
-    steps: Launch,
+    shape: tuple[int, ...], arrays: Sequence[Rows], given: Given[Cell], steps: Launch
 ) -> Launch | None:
     """Launch statistics and gradient as one; `steps` make what the second needs of the first.
 
@@ -273,10 +263,10 @@ def fused(
     known = blocks in FUSED_BLOCKS and dtype in FUSED_DTYPES
     if walk.lead or walk.rows < _FEW_ROWS or not adjacent or not known:
         return None
-    (one,) = launches_of("fused", shape, arrays, factors, vectors, columns)
+    (one,) = launches_of("fused", shape, arrays, given)
     kept = min(-(-row_bytes // blocks) + 16, _KEPT) // 16 * 16
     form = Form(f"fused{blocks}_{dtype}", walk.rows * blocks, _SHARERS)
-    plain = _is_plain("fused", factors, columns) and "slope.owed" not in steps.code
+    plain = _is_plain("fused", given) and "slope.owed" not in steps.code
     code = f"{PLAIN * plain}{steps.code}FUSED({blocks}, {dtype}, {TYPES[dtype]})\n"
     spots = [*one.spots, *((len(one.words) + place, spot) for place, spot in steps.spots)]
     return Launch(form, code, one.words + steps.words, spots, kept)

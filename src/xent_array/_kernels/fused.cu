@@ -27,7 +27,7 @@ template <class R> struct Shared {
 };
 
 // The threads of a block, and the batches of vectors that each of them has on their way at once.
-enum { SHARERS = 128, BATCHES = 4, COPIES = 4 };
+enum { SHARERS = 256, BATCHES = 4, COPIES = 2 };
 
 // Have this thread's part of `count` vectors copied, COPIES of them in a batch.
 DEVICE void fetch(Vector* to, const Vector* from, u32 count) {
@@ -115,13 +115,15 @@ DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
   }
 }
 
-// How many blocks a multiprocessor is to have room for, in registers and in shared memory.
+// How many blocks a multiprocessor is to have room for, in registers and in shared memory. For plain
+// losses on an H100 these were the fastest of 3 to 6 blocks of 128 or 256 threads; others take more
+// registers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
-#define RESIDENT 3
+#define RESIDENT 2
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-#define RESIDENT 5
+#define RESIDENT (PLAIN ? 4 : 2)
 #else
-#define RESIDENT 6
+#define RESIDENT (PLAIN ? 5 : 3)
 #endif
 
 #ifdef __CUDACC__

@@ -58,9 +58,7 @@ class Launch(NamedTuple):
 _pack_address = struct.Struct("<Q").pack_into
 
 
-def launching(
-    form: Form, code: str, layout: str, arguments: Sequence[float | Address]
-) -> Launch:
+def launching(form: Form, code: str, layout: str, arguments: Sequence[float | Address]) -> Launch:
     """A launch of parameters of eight bytes each, laid out as `struct` tells it."""
     spots = [(8 * k, x) for k, x in enumerate(arguments) if isinstance(x, Spot)]
     known = (0 if isinstance(x, Spot) else x for x in arguments)

@@ -81,7 +81,7 @@ class _Memory(threading.local):
 
     def given(self, words: bytes) -> int:
         """The address of the pointers to parameters of eight bytes each, or to one struct."""
-        self.words[: len(words)] = words
+        ctypes.memmove(self.words, words, len(words))
         return ctypes.addressof(self.pointers)
 
 
