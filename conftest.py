@@ -62,10 +62,14 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     named = config.getoption("--array-api-backend") or list(BACKENDS)
     for item in items:
-        for mark in item.iter_markers("library"):
+        marks = list(item.iter_markers("library"))
+        for mark in marks:
             (name,) = mark.args
             if name not in named or not _is_there(BACKENDS[name]):
                 item.add_marker(pytest.mark.skip(reason=f"about {name}, which is not chosen"))
+        # Once is enough for what is about no library: with the one that all sessions have.
+        if not marks and "xp" not in getattr(item, "fixturenames", ["xp"]) and "numpy" not in named:
+            item.add_marker(pytest.mark.skip(reason="about no library, and numpy is not chosen"))
 
 
 def pytest_generate_tests(metafunc):

@@ -15,6 +15,9 @@ from arrays import make, set_budget, to_numpy
 settings.register_profile("suite", max_examples=40, deadline=None, derandomize=True)
 settings.load_profile("suite")
 
+#: For examples of many shapes, each of which a compiler takes long for.
+FEW = settings(max_examples=12)
+
 #: Quarters: sums and differences of them are exact.
 QUARTERS = st.integers(-200, 200).map(lambda n: n / 4)
 
@@ -139,6 +142,7 @@ def test_merge_is_associative_and_commutative(xp, data):
             np.testing.assert_allclose(to_numpy(x), to_numpy(y), rtol=1e-13, atol=1e-300)
 
 
+@FEW
 @given(
     logits=hnp.arrays(np.float64, hnp.array_shapes(min_dims=1, max_dims=4), elements=QUARTERS),
     data=st.data(),

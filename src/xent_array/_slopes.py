@@ -125,7 +125,10 @@ class Slopes:
     def _finished(self, x: Array) -> Array:
         if not self.half:
             return x
+        backend, to = self.backend, x
+        if not self.wanted.wide:
+            to = backend.room(x.shape, x, self.parts.features.dtype)
         # Piece by piece: `times_upstream` takes memory as large as what it is given.
-        for piece in self.backend.pieces(x, x.dtype) if x.ndim == 2 else [slice(None)]:
-            x[piece] = times_upstream(self.backend.xp, x[piece], self.factor)
-        return x if self.wanted.wide else self.backend.cast(x, self.parts.features.dtype)
+        for piece in backend.pieces(x, x.dtype) if x.ndim == 2 else [slice(None)]:
+            to[piece] = backend.cast(times_upstream(backend.xp, x[piece], self.factor), to.dtype)
+        return to

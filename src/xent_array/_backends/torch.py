@@ -155,8 +155,9 @@ class Backend(Standard):
     def first_product(self, total: Array, a: Array, b: Array) -> None:
         if a.dtype is total.dtype:
             torch.mm(a, b, out=total)
-        else:
-            super().first_product(total, a, b)
+        else:  # a copy casts on the way
+            for rows in self.pieces(total, total.dtype):
+                total[rows, :].copy_(torch.mm(a[rows, :], b))
 
     def affine(self, x: Array, weight: Array, bias: Array | None, room: Array | None) -> Array:
         if room is None:
@@ -168,8 +169,9 @@ class Backend(Standard):
     def add_product(self, total: Array, a: Array, b: Array) -> None:
         if a.dtype is total.dtype:
             total.addmm_(a, b)
-        else:
-            super().add_product(total, a, b)
+        else:  # and so does a sum
+            for rows in self.pieces(total, total.dtype):
+                total[rows, :].add_(torch.mm(a[rows, :], b))
 
     def room(self, shape: tuple[int, ...], like: Array, dtype: Any = None) -> Array:
         room = torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
