@@ -133,6 +133,8 @@ class Device:
     def __init__(self, number):
         self.compute_capability = ((7, 5), (8, 0), (9, 0))[number]
 
+    def set_current(self): ...
+
 
 class Loaded:
     """What a driver makes of the program."""
@@ -200,6 +202,26 @@ def test_a_struct_is_one_argument(driver):
     ((*_, pointers, _),) = driver
     (at,) = (ctypes.c_void_p * 1).from_address(pointers)
     assert ctypes.string_at(at, 1600) == one.words
+
+
+def test_a_thread_that_has_used_no_device(driver, monkeypatch):
+    """The context that the device's library uses is made this thread's."""
+    current = []
+
+    def set_current(device):
+        current.append(device)
+
+    monkeypatch.setattr(Device, "set_current", set_current)
+
+    def launch(*args):
+        driver.append(args)
+        return 0 if current else 201
+
+    monkeypatch.setattr(nvrtc, "_launch_kernel", lambda: launch)
+    nvrtc.launch(1, 0xABC, STATS, STATS.words)
+    assert len(current) == 1
+    assert len(driver) == 2
+    assert driver[0] == driver[1]
 
 
 def test_what_the_driver_refuses(driver, monkeypatch):

@@ -301,6 +301,42 @@ def test_weights_that_are_a_view_to_be_negated(launches):
     assert names(launches) == [STATS, GRAD] * 2
 
 
+@pytest.mark.parametrize("name", ["label_smoothing", "denominator"])
+def test_a_number_that_is_a_view_to_be_negated(launches, name):
+    logits, target = problem()
+    number = torch.tensor(0.1)
+    view = torch._neg_view(-number)
+    assert view.is_neg()
+    for one, other in zip(
+        cross_entropy_and_grad(logits.detach(), target, **{name: view}),
+        cross_entropy_and_grad(logits.detach(), target, **{name: number}),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_one_factor_of_all_rows_is_not_copied(launches):
+    """As the backward of a mean or a sum has it."""
+    logits, target = problem()
+    loss = cross_entropy(logits, target)
+    launches.clear()
+    with torch.profiler.profile() as seen:
+        (3 * loss).backward()
+    assert "aten::clone" not in {event.name for event in seen.events()}
+    wide = logits.detach().double().requires_grad_()
+    (3 * torch.nn.functional.cross_entropy(wide, target)).backward()
+    torch.testing.assert_close(logits.grad.double(), wide.grad, rtol=1e-5, atol=1e-9)
+
+
+def test_an_out_that_is_not_aligned_is_left_to_torch(launches):
+    logits, target = problem()
+    raw = torch.zeros(logits.nbytes + 1, dtype=torch.uint8)
+    odd = torch.frombuffer(raw.numpy(), dtype=torch.float32, offset=1, count=logits.numel())
+    _, grad = cross_entropy_and_grad(logits.detach(), target, out=odd.view_as(logits))
+    assert names(launches) == []
+    torch.testing.assert_close(grad, cross_entropy_and_grad(logits.detach(), target)[1])
+
+
 def test_backward_by_kernels_of_a_loss_that_was_torchs(launches):
     """Where something watched the loss alone, the target's logit is gathered."""
     logits, target = problem()

@@ -243,6 +243,19 @@ def test_threads(real):
         checked(real, z, target, *results)
 
 
+def test_a_thread_whose_first_use_of_the_device_this_is(real):
+    """All that it needs of the library was taken before, and given back."""
+    z, target = problem("float32", 3000)
+    logits, labels = real.make(z), real.make(target)
+    both(logits, labels)
+    real.wait()
+    found = []
+    thread = threading.Thread(target=lambda: found.append(both(logits, labels)))
+    thread.start()
+    thread.join()
+    checked(real, z, target, *found[0])
+
+
 def test_the_same_bits_again(real):
     z, target = problem("bfloat16", 50_257)
     logits, labels = real.make(z), real.make(target)

@@ -177,6 +177,10 @@ def gathered(
         options.denominator,
     )
     others_differentiable = backend.differentiates(*others)
+    kernels = None
+    # Kernels write where they can read.
+    if logits is not None and (out is None or backend.kernels(out) is not None):
+        kernels = _kernels_for(backend, logits, checked, softcap, scale)
     return Batch(  # in place: naming twenty fields costs a small call 2 µs
         backend,
         dtype,
@@ -201,7 +205,7 @@ def gathered(
         upstream,
         logits,
         checked,
-        None if logits is None else _kernels_for(backend, logits, checked, softcap, scale),
+        kernels,
     )
 
 

@@ -132,6 +132,8 @@ static void __syncwarp() { __shfl_xor_sync(~0u, 0, 0); }
 
 // There are no clusters here but of one block.
 template <int K, class T> T* of_rank(T* mine, u32) { return mine; }
+template <int K> void has_begun() {}
+template <int K> void wait_until_all_have_begun() {}
 template <int K> void cluster_barrier() { __syncthreads(); }
 
 static bool __any_sync(u32, bool x) {

@@ -46,6 +46,10 @@ def scratch(size: int, like: Array) -> Array:
     return empty((size,), "uint8", like)
 
 
+def plain(x: Array) -> Array:
+    return x
+
+
 def line(x: Array, shape: tuple[int, ...]) -> Array:
     if x.shape == shape and x.flags.c_contiguous and aligned(x):  # mostly
         return x

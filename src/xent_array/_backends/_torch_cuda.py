@@ -46,6 +46,10 @@ def scratch(size: int, like: torch.Tensor) -> torch.Tensor:
     return empty((size,), torch.uint8, like)
 
 
+def plain(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().resolve_neg() if x.is_neg() else x
+
+
 def line(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     if x.shape == shape and x.is_contiguous() and aligned(x) and not x.is_neg():  # mostly
         return x

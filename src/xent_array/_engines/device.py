@@ -101,7 +101,7 @@ class _Program(NamedTuple):
 
     launches: list[Launch]
     scratch: int
-    shapes: list[tuple[int, ...] | None]  # those that arrays are given; None: left as they are
+    shapes: list[tuple[int, ...] | None]  # those that arrays are given; None: one number for all
     results: list[Any]  # outputs, or a number or None in their place
 
 
@@ -159,10 +159,15 @@ def _signature(
         tuple([x.dtype if isinstance(x, kind) else x for x in arrays]),
         (logits.dtype, steps(logits)),
         None if into is None else steps(into),
-        upstream is not None and not any(steps(upstream)),
+        upstream is not None and _is_one(upstream.shape, steps(upstream)),
         kernels.fuses(logits),
     )
     return signature, [x for x in arrays if isinstance(x, kind)]
+
+
+def _is_one(shape: tuple[int, ...], steps: tuple[int, ...]) -> bool:
+    """Whether all entries of an array are the same one."""
+    return not any(step for length, step in zip(shape, steps, strict=True) if length > 1)
 
 
 def _launched(
@@ -172,7 +177,7 @@ def _launched(
     producer, like = kernels.producer, rows[0]
     with producer.current(like) as stream:
         read = [
-            x if shape is None else producer.line(x, shape)
+            producer.plain(x) if shape is None else producer.line(x, shape)
             for x, shape in zip(arrays, program.shapes, strict=True)
         ]
         results = [
@@ -251,6 +256,5 @@ def _shape(batch: Batch, x: Finished) -> tuple[int, ...]:
 
 def _dtypes(batch: Batch) -> dict[str, Any]:
     """The library's own dtypes by their names, as far as results have them."""
-    xp = batch.backend.xp
-    own = (batch.compute_dtype, batch.result_dtype, xp.int64, xp.bool)
-    return {dtype_name(dtype): dtype for dtype in own}
+    xp, own = batch.backend.xp, (batch.compute_dtype, batch.result_dtype)
+    return {"int64": xp.int64, "bool": xp.bool, **{dtype_name(dtype): dtype for dtype in own}}

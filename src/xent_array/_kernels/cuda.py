@@ -96,6 +96,9 @@ class Producer(Protocol):
     def scratch(self, size: int, like: Array) -> Array:
         """So much memory for whatever, on the device of another array."""
 
+    def plain(self, x: Array) -> Array:
+        """`x` as its memory has it."""
+
     def line(self, x: Array, shape: tuple[int, ...]) -> Array:
         """`x` in a `shape` that it broadcasts to, its entries adjacent, aligned and in order."""
 

@@ -73,6 +73,7 @@ DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
   const u32 count = first < vectors ? (vectors - first < part ? vectors - first : part) : 0;
   const i64 begin = head + (i64)first * N, tail = head + (i64)vectors * N;
 
+  has_begun<K>();
   fetch(mine, (const Vector*)(z + begin), count);
   const bool leads = rank == 0 && thread == 0;
   const i64 index = leads ? call.index[row] : 0;
@@ -88,6 +89,7 @@ DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
   take_batch<2>(seen, mine, S(), begin, count);
   take_batch<3>(seen, mine, S(), begin, count);
   Known<R> known = of_block(seen.finish(), scale);
+  wait_until_all_have_begun<K>();
   if (thread == 0) *of_rank<K>(&shared.known[rank], 0) = known;
   cluster_barrier<K>();
   if (rank == 0 && thread < 32) {

@@ -69,6 +69,15 @@ template <int K, class T> DEVICE T* of_rank(T* mine, u32 rank) {
   return theirs;
 }
 
+// Tell the other blocks of a cluster that this one has begun, and wait until all have: not before
+// may one write to another.
+template <int K> DEVICE void has_begun() {
+  if (K > 1) asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+}
+template <int K> DEVICE void wait_until_all_have_begun() {
+  if (K > 1) asm volatile("barrier.cluster.wait;" ::: "memory");
+}
+
 // Wait for all threads of a cluster of K blocks, and see what they wrote.
 template <int K> DEVICE void cluster_barrier() {
   if (K == 1) {

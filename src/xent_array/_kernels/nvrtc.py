@@ -52,8 +52,11 @@ def launch(device: int, stream: int, one: Launch, words: bytes) -> None:
     """
     name, blocks, threads = one.form
     kernel, parameters = _function(device, name, one.code), _memory.given(words)
-    shape = (blocks, 1, 1, threads, 1, 1)
-    error = _launch_kernel()(kernel, *shape, one.shared, stream, parameters, None)
+    arguments = (kernel, blocks, 1, 1, threads, 1, 1, one.shared, stream, parameters, None)
+    error = _launch_kernel()(*arguments)
+    if error == driver.CUresult.CUDA_ERROR_INVALID_CONTEXT:  # this thread has used no device yet
+        Device(device).set_current()
+        error = _launch_kernel()(*arguments)
     if error:
         raise RuntimeError(f"{name} was not launched: {driver.CUresult(error)!r}")
 
