@@ -26,6 +26,8 @@ from test_linear import (
     arrays,
     by_hand,
 )
+from xent_array import _tiles
+from xent_array._backends import torch as backend
 
 from arrays import DEVICE, to_numpy
 
@@ -421,3 +423,31 @@ def test_nothing_is_as_large_as_the_logits(set_tile_bytes, mode, reduction):
     if mode is many_vectors and reduction == "none":
         batch = rows
     assert seen.numbers <= batch * 3 * classes
+
+
+def test_half_products_are_summed_by_the_product_itself(monkeypatch):
+    """As on a GPU: every product after the first adds to a float32 sum, and none is rounded."""
+    asked = []
+
+    def wide(function):
+        def product(*matrices, out_dtype, out):
+            asked.append((function.__name__, out_dtype))
+            return function(*[x.float() for x in matrices], out=out)
+
+        return product
+
+    torch.manual_seed(0)
+    parts = [(torch.randn(size, 64) / 3).bfloat16() for size in (40, 30)]
+    target = torch.randint(30, (40,))
+    monkeypatch.setitem(_tiles.TILE_BYTES, "host", 4 * 30 * 10)
+    monkeypatch.setattr(backend, "_sums_half_products", lambda total, a: a.dtype is torch.bfloat16)
+    monkeypatch.setattr(torch, "mm", wide(torch.mm))
+    monkeypatch.setattr(torch, "addmm", wide(torch.addmm))
+    monkeypatch.setattr(backend.Backend, "affine", lambda own, x, weight, *_: x @ weight.T)
+    _, grads = xent_array.linear_cross_entropy_and_grad(*parts, target)
+    names = [name for name, dtype in asked if dtype is torch.float32]
+    assert names == ["mm", "mm", *["mm", "addmm"] * 3]
+    leaves = [x.double().requires_grad_() for x in parts]
+    torch.nn.functional.cross_entropy(leaves[0] @ leaves[1].T, target).backward()
+    for ours, theirs in zip(grads, leaves, strict=False):
+        torch.testing.assert_close(ours.double(), theirs.grad, rtol=0.02, atol=2e-4)

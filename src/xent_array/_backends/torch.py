@@ -155,6 +155,8 @@ class Backend(Standard):
     def first_product(self, total: Array, a: Array, b: Array) -> None:
         if a.dtype is total.dtype:
             torch.mm(a, b, out=total)
+        elif _sums_half_products(total, a):
+            torch.mm(a, b, out_dtype=torch.float32, out=total)
         else:  # a copy casts on the way
             for rows in self.pieces(total, total.dtype):
                 total[rows, :].copy_(torch.mm(a[rows, :], b))
@@ -169,6 +171,8 @@ class Backend(Standard):
     def add_product(self, total: Array, a: Array, b: Array) -> None:
         if a.dtype is total.dtype:
             total.addmm_(a, b)
+        elif _sums_half_products(total, a):
+            torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
         else:  # and so does a sum
             for rows in self.pieces(total, total.dtype):
                 total[rows, :].add_(torch.mm(a[rows, :], b))
@@ -178,6 +182,18 @@ class Backend(Standard):
         if room.is_cpu and room.nbytes >= _WORTH_HUGE_PAGES:
             _advise_huge_pages(room)
         return room
+
+
+def _sums_half_products(total: torch.Tensor, a: torch.Tensor) -> bool:
+    """Whether half matrices can be multiplied onto a float32 one: by cuBLAS, not under a tracer."""
+    if not total.is_cuda or a.dtype not in _HALF or torch.compiler.is_compiling():
+        return False
+    return torch.version.cuda is not None and _capability(total.get_device()) >= (8, 0)
+
+
+@functools.cache
+def _capability(device: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _advise_huge_pages(x: Array) -> None:
