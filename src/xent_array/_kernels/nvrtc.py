@@ -30,6 +30,8 @@ LEAST = (8, 0)
 CLUSTERS = (9, 0)
 
 
+_NO_CONTEXT = int(driver.CUresult.CUDA_ERROR_INVALID_CONTEXT)
+
 #: A kernel that tells whether there can be others.
 _FIRST = ("lane_grad_float32", "GRAD(lane, float32, float, float)\n")
 
@@ -54,7 +56,7 @@ def launch(device: int, stream: int, one: Launch, words: bytes) -> None:
     kernel, parameters = _function(device, name, one.code), _memory.given(words)
     arguments = (kernel, blocks, 1, 1, threads, 1, 1, one.shared, stream, parameters, None)
     error = _launch_kernel()(*arguments)
-    if error == driver.CUresult.CUDA_ERROR_INVALID_CONTEXT:  # this thread has used no device yet
+    if error == _NO_CONTEXT:  # this thread has used no device yet
         Device(device).set_current()
         error = _launch_kernel()(*arguments)
     if error:
