@@ -29,7 +29,6 @@ LEAST = (8, 0)
 #: And the least that has clusters of blocks, for `fused.cu`.
 CLUSTERS = (9, 0)
 
-
 _NO_CONTEXT = int(driver.CUresult.CUDA_ERROR_INVALID_CONTEXT)
 
 #: A kernel that tells whether there can be others.
@@ -49,8 +48,7 @@ def fuses(device: int) -> bool:
 def launch(device: int, stream: int, one: Launch, words: bytes) -> None:
     """Have a stream of the device, which is the current one, run a kernel some time later.
 
-    By the driver's own function: cuda.core's takes no structs, and the bindings several times as
-    long.
+    By the driver's own function: cuda.core's takes no structs.
     """
     name, blocks, threads = one.form
     kernel, parameters = _function(device, name, one.code), _memory.given(words)
