@@ -1,8 +1,8 @@
 """Time the kernels of a GPU beside a copy of its memory and the losses of others.
 
 ``python benchmarks/gpu.py`` takes torch and CuPy, whichever has a GPU, and those of the other
-losses that are installed. It prints what it measures, and puts the tables on the page of array
-libraries; ``--quick`` measures less, and leaves the page alone. Without a GPU nothing is measured.
+losses that are installed. It prints what it measures, and puts the tables on the page of
+benchmarks; ``--quick`` measures less, and leaves the page alone. Without a GPU nothing is measured.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from typing import Any, NamedTuple
 import xent_array
 from xent_array import _kernels
 
-PAGE = Path(__file__).parent.parent / "docs" / "backends.md"
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+
+#: Where the tables are kept for those who make the page anew.
+TABLES = Path(__file__).with_name("gpu.md")
 
 #: What the page has of a GPU stands between these lines.
 BEGIN, END = "<!-- measured on a GPU -->\n", "<!-- until here -->\n"
@@ -439,6 +442,7 @@ def main() -> None:
         sys.exit("no GPU that torch or CuPy can use: nothing was measured")
     section = "\n".join(measured(gpu, quick=quick) for gpu in found)
     if not quick:
+        TABLES.write_text(EXPLAINED + section, "utf-8")
         PAGE.write_text(with_section(PAGE.read_text("utf-8"), EXPLAINED + section), "utf-8")
 
 

@@ -28,6 +28,9 @@ DOCS = Path(__file__).parent.parent / "docs"
 #: The page, with gaps for what was measured.
 PAGE = Path(__file__).with_name("page.md")
 
+#: What `gpu.py` measured, maybe on another machine.
+GPU = Path(__file__).with_name("gpu.md")
+
 PARTIAL = "This run left problems out or took few rounds: it is a trial, not a measurement.\n\n"
 
 MISSING = "-"
@@ -38,6 +41,7 @@ UNITS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
 def page(run: Results) -> str:
     """Fill in the page."""
     return PAGE.read_text().format(
+        gpu=GPU.read_text(),
         machine=table(["", ""], run.machine.items()),
         warning="" if run.complete else PARTIAL,
         rounds=rounds(run),
