@@ -39,13 +39,10 @@ WIDTHS = [1, 2, 7, 8, 9, 64, 65, 127, 1000, 1025, 4099, 9001]
 LAYOUTS = ["rows", "off by one", "padded", "class-major", "apart", "reversed", "three axes"]
 
 
-@pytest.fixture(params=[False, True], ids=["", "fused"])
-def processor(request, monkeypatch):
+@pytest.fixture
+def processor():
     library()
-    if request.param:
-        monkeypatch.setattr(cuda, "FUSED_BLOCKS", (1,))
-        monkeypatch.setattr(cuda, "_FEW_ROWS", 1)
-    return Processor(fuses=request.param)
+    return Processor()
 
 
 @pytest.fixture
@@ -53,9 +50,12 @@ def kernels(processor):
     return Kernels(NumpyMemory(), processor)
 
 
-@pytest.fixture
-def on_gpu(processor, monkeypatch):
+@pytest.fixture(params=[False, True], ids=["", "fused"])
+def on_gpu(request, processor, monkeypatch):
     """NumPy's arrays are read by the CUDA kernels, which flush what is less than normal."""
+    processor.fused = request.param
+    monkeypatch.setattr(cuda, "FUSED_BLOCKS", (1,))  # there are no others
+    monkeypatch.setattr(cuda, "_FEW_ROWS", 1)
 
     def flushed(xp, dtype):
         return {"float64": 0.0, "float32": 2.0**-126}[dtype]
@@ -312,7 +312,7 @@ def test_options_mean_what_they_mean_to_the_array_code(on_gpu, axis, classes, mo
     import test_kernels
 
     every = list(itertools.product(*test_kernels.OPTIONS.values()))
-    test_kernels.means_what_it_means_to_the_array_code(axis, classes, monkeypatch, every[::7])
+    test_kernels.means_what_it_means_to_the_array_code(axis, classes, monkeypatch, every[::17])
 
 
 @pytest.mark.parametrize("options", ["plain", "weights", "rows"])
