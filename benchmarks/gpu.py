@@ -442,8 +442,9 @@ def main() -> None:
         sys.exit("no GPU that torch or CuPy can use: nothing was measured")
     section = "\n".join(measured(gpu, quick=quick) for gpu in found)
     if not quick:
-        TABLES.write_text(EXPLAINED + section, "utf-8")
-        PAGE.write_text(with_section(PAGE.read_text("utf-8"), EXPLAINED + section), "utf-8")
+        section = EXPLAINED + section
+        TABLES.write_text(section, "utf-8")
+        PAGE.write_text(with_section(PAGE.read_text("utf-8"), section), "utf-8")
 
 
 if __name__ == "__main__":

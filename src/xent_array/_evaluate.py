@@ -75,7 +75,7 @@ def value_and_grad(batch: Batch) -> Result:
         by = 1.0 if counts is None else divisor(batch, counts)
         out = batch.out
         if out is None and not backend.maps_rows and (batch.kernels is not None or not cut.whole):
-            out = _room_for_gradient(caller)
+            out = room_for_gradient(caller)
         into = None if out is None else classes_last(backend, out, batch.axis)
         outcome = _of_all(batch, cut, Demand(into, by))
         if out is None:
@@ -98,7 +98,7 @@ def grad_of_kept(batch: Batch, kept: Kept) -> Array:
     caller, backend = batch, batch.backend
     batch = laid_out(_constant(batch))
     cut = _plan(batch)
-    out = _room_for_gradient(caller) if batch.out is None else batch.out
+    out = room_for_gradient(caller)
     demand = Demand(classes_last(backend, out, batch.axis), kept.divisor)
 
     def work(_: int, block: RowIndex) -> None:
@@ -126,8 +126,9 @@ def _constant(batch: Batch) -> Batch:
     return batch._replace(differentiable=False) if batch.differentiable else batch
 
 
-def _room_for_gradient(batch: Batch) -> Array:
-    return batch.backend.room(batch.logits.shape, batch.logits)
+def room_for_gradient(batch: Batch) -> Array:
+    """Where the gradient by the caller's logits goes: memory of the caller's, or new."""
+    return batch.backend.room(batch.logits.shape, batch.logits) if batch.out is None else batch.out
 
 
 def _plan(batch: Batch) -> Plan:

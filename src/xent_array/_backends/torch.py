@@ -188,12 +188,8 @@ def _sums_half_products(total: torch.Tensor, a: torch.Tensor) -> bool:
     """Whether half matrices can be multiplied onto a float32 one: by cuBLAS, not under a tracer."""
     if not total.is_cuda or a.dtype not in _HALF or torch.compiler.is_compiling():
         return False
-    return torch.version.cuda is not None and _capability(total.get_device()) >= (8, 0)
-
-
-@functools.cache
-def _capability(device: int) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+    capable = torch.version.cuda and torch.cuda.get_device_capability(total.device) >= (8, 0)
+    return bool(capable)
 
 
 def _advise_huge_pages(x: Array) -> None:

@@ -7,7 +7,6 @@ An engine is a module with the functions `value` and `value_and_grad`. That of m
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
 
 from xent_array import _evaluate
 from xent_array._batch import Batch
@@ -41,11 +40,10 @@ def _engine(batch: Batch) -> ModuleType:
         from xent_array._engines import dask
 
         return dask
-    engine: ModuleType = of_memory(batch)
-    return engine
+    return of_memory(batch)
 
 
-def of_memory(batch: Batch) -> Any:
+def of_memory(batch: Batch) -> ModuleType:
     """What evaluates a batch that its library does not differentiate: a module like an engine.
 
     It has `value_to_differentiate` and `grad_of_kept` as well, as `_evaluate` has them.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from xent_array._backends import Memory, Standard
 from xent_array._kernels import RowStats
 from xent_array._kernels.columns import CLASSES, ROWS, Column, Flat, Ledger
-from xent_array._kernels.cuda import Given, Kernels, Rows, fused, launches_of
+from xent_array._kernels.cuda import Given, Kernels, Rows, fused, launches_of, number_apart
 from xent_array._kernels.launches import Cell
 from xent_array._namespace import Array
 
@@ -141,7 +141,7 @@ class Noted:
         even = None if weight is None else ledger.fresh(dtype)
         at = ledger.fresh("int64") if place else None
         written = (top, rest, picked, even, at)
-        share = weight if isinstance(weight, float) else 0.0
+        share, _ = number_apart(weight)
         given = Given(
             (scale, share),
             weights or (None,),
@@ -168,7 +168,7 @@ class Noted:
         ledger, vector = self._ledger, None
         if weight is not None and even is not None:
             (vector,) = ledger.settle([(weight, CLASSES)])
-        owed = even if isinstance(even, float) else 0.0
+        owed, even = number_apart(even)
         named = {"pull": pull, "owed": even, "chosen": chosen, "kept": kept}
         numbers = {name: x for name, x in named.items() if isinstance(x, Column)}
         if self._fused(z, into, owed, vector, numbers):

@@ -14,7 +14,7 @@ from xent_array import _evaluate
 from xent_array._backends import dtype_name
 from xent_array._batch import Arrays, Batch, apart, arrays_of, laid_out, with_arrays
 from xent_array._engines._noting import COLUMNS, Finished, Logits, Noted
-from xent_array._evaluate import Kept, Result
+from xent_array._evaluate import Kept, Result, room_for_gradient
 from xent_array._kernels.columns import CLASSES, ONE, ROWS, Column, Ledger
 from xent_array._kernels.cuda import Kernels, Rows
 from xent_array._kernels.launches import Cell, Launch
@@ -25,15 +25,18 @@ from xent_array._rowwise import Stats
 
 def value(batch: Batch) -> Result:
     """Evaluate the loss, and statistics where the options ask for them."""
-    loss, *stats = _run(_value, batch)
-    return Result(loss, None, Stats(*stats) if stats else None)
+    return _result(_run(_value, batch), None)
 
 
 def value_and_grad(batch: Batch) -> Result:
     """Evaluate the loss and its derivatives by the logits."""
-    out = _room(batch)
-    loss, *stats = _run(_value_and_grad, batch, out=out)
-    return Result(loss, out, Stats(*stats) if stats else None)
+    out = room_for_gradient(batch)
+    return _result(_run(_value_and_grad, batch, out=out), out)
+
+
+def _result(results: Results, grad: Array | None) -> Result:
+    loss, *stats = results
+    return Result(loss, grad, Stats(*stats) if stats else None)
 
 
 def value_to_differentiate(batch: Batch) -> tuple[Result, Kept]:
@@ -44,13 +47,9 @@ def value_to_differentiate(batch: Batch) -> tuple[Result, Kept]:
 
 def grad_of_kept(batch: Batch, kept: Kept) -> Array:
     """The derivatives by the logits of a loss that was evaluated before."""
-    out = _room(batch)
+    out = room_for_gradient(batch)
     _run(_grad_of_kept, batch, kept, out=out)
     return out
-
-
-def _room(batch: Batch) -> Array:
-    return batch.backend.room(batch.logits.shape, batch.logits) if batch.out is None else batch.out
 
 
 # --- what is evaluated on a ledger; the results are one after the other
@@ -123,7 +122,7 @@ PROGRAMS = 256
 _programs: dict[_Signature, _Program] = {}
 
 
-def _run(work: Work, batch: Batch, kept: Kept | None = None, out: Array | None = None) -> list[Any]:
+def _run(work: Work, batch: Batch, kept: Kept | None = None, out: Array | None = None) -> Results:
     """Do some work on a batch, by the program of the calls that are like it."""
     kernels, into = batch.kernels, out
     assert isinstance(kernels, Kernels)

@@ -19,7 +19,7 @@ from xent_array import _evaluate
 from xent_array._backends.torch import CONCRETE, borrowed, numpy_view
 from xent_array._batch import Arrays, Batch, apart, arrays_of, moved, together, with_kernels
 from xent_array._engines import of_memory
-from xent_array._evaluate import Kept, Result
+from xent_array._evaluate import Kept, Result, room_for_gradient
 from xent_array._gradient import times_upstream
 from xent_array._namespace import Array
 from xent_array._rowwise import Stats
@@ -52,7 +52,7 @@ def value_and_grad(batch: Batch) -> Result:
     """Evaluate the loss and its derivatives by the logits, constants to torch."""
     host, out = _in_numpy(batch), batch.out
     if out is not None and out.is_neg():  # no one but torch knows of that
-        return _evaluate.value_and_grad(batch._replace(kernels=None))
+        return _evaluate.value_and_grad(batch)
     if out is not None and (host is not None or batch.kernels is not None):
         _tell_of_writing(out)
     if host is None:
@@ -61,7 +61,7 @@ def value_and_grad(batch: Batch) -> Result:
         room = host.backend.room(host.logits.shape, host.logits)  # in less time than torch's
         out = torch.from_numpy(room)
     else:
-        out = _room(batch) if out is None else out
+        out = room_for_gradient(batch)
         room = numpy_view(out)
     return _in_torch(batch, _evaluate.value_and_grad(host._replace(out=room)), out)
 
@@ -158,17 +158,12 @@ def _grad_of_kept(batch: Batch, kept: Kept) -> torch.Tensor:
         engine = of_memory(batch) if by_kernels else _evaluate
         derived: torch.Tensor = engine.grad_of_kept(batch, kept)
         return derived
-    out = _room(batch)
+    out: torch.Tensor = room_for_gradient(batch)
     seen = [None if x is None else numpy_view(x) for x in kept.seen]
     # The loss may have been torch's, where something watched it.
     divisor = float(kept.divisor)
     _evaluate.grad_of_kept(host._replace(out=numpy_view(out)), Kept(seen, divisor))
     return out
-
-
-def _room(batch: Batch) -> torch.Tensor:
-    room: torch.Tensor = batch.backend.room(batch.logits.shape, batch.logits)
-    return room
 
 
 # --- tensors as NumPy sees them

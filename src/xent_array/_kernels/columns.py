@@ -61,6 +61,7 @@ _BLOCKS = 1024
 #: What there is one of: each row, each class, all of them.
 ROWS, CLASSES, ONE = "rows", "classes", "one"
 
+#: What numbers may be; the first two as a `Part` of `columns.cu` has them.
 REAL, WHOLE, TRUTH = "real", "whole", "truth"
 
 
@@ -159,7 +160,6 @@ class Ledger:
         self.dtype, self.counts = dtype, counts
         self.launches: list[Launch] = []
         self._columns: dict[Any, Column] = {}
-        self._unsummed: list[Column] = []
         self._memories, self.scratch = 1, 0  # the first piece of memory is scratch
 
     # --- memory
@@ -234,10 +234,7 @@ class Ledger:
     def total(self, x: Column) -> Column:
         """The sum of all there is of a column."""
         assert x.extent != ONE, "one number for all rows says nothing of how many they are"
-        total = self.noted("total", (x,), REAL if x.kind == REAL else WHOLE, ONE)
-        if total.parts is None and not any(total is other for other in self._unsummed):
-            self._unsummed.append(total)
-        return total
+        return self.noted("total", (x,), REAL if x.kind == REAL else WHOLE, ONE)
 
     # --- what is done
 
@@ -270,8 +267,11 @@ class Ledger:
         self._add_up(x for column, _ in stores for x in _totals_of(column))
         ready = [
             total
-            for total in self._unsummed
-            if total.args[0].extent == extent and not any(self._missing(total.args[0]))
+            for total in self._columns.values()
+            if total.operation == "total"
+            and total.parts is None
+            and total.args[0].extent == extent
+            and not any(self._missing(total.args[0]))
         ]
         self._launch(extent, stores, ready)
         for column, cell in stores:
@@ -305,8 +305,6 @@ class Ledger:
         self.launches.append(writer.launch(blocks, count, stores, totals, parts))
         for k, total in enumerate(totals):
             total.parts = (parts + 8 * blocks * k, blocks)
-        done = {id(total) for total in totals}
-        self._unsummed = [total for total in self._unsummed if id(total) not in done]
 
 
 def _totals_of(column: Column) -> Iterator[Column]:
@@ -344,8 +342,7 @@ class _Writer:
         reals = 0
         for k, total in enumerate(totals):
             reals |= (total.kind == REAL) << k
-            kind = "real" if total.kind == REAL else "whole"
-            self.lines.append(f"sums[{k}].{kind} += {self._value(total.args[0])};")
+            self.lines.append(f"sums[{k}].{total.kind} += {self._value(total.args[0])};")
         counts = f"SUMS = {len(totals)}, REALS = {reals}, "
         code = f"{self._struct(counts, 'Part* sums')}COLUMNS\n"
         return launching(Form("columns_of", blocks, LANES), code, self.layout, self.values)
@@ -407,12 +404,12 @@ class _Writer:
     def _total(self, column: Column) -> str:
         assert column.parts is not None
         spot, count = column.parts
-        k, kind = len(self.adding), "real" if column.kind == REAL else "whole"
+        k, kind = len(self.adding), column.kind
         at = self._field("const Part*", f"t{k}", spot)
         several = self._field("i64", f"n{k}", count)
         added = f"totals[{k}].{kind} = sum_of({at}, {several}, &Part::{kind});"
         self.adding.append(f"if (falls_to_warp({k})) {added}")
-        return f"R(totals[{k}].real)" if kind == "real" else f"totals[{k}].whole"
+        return f"R(totals[{k}].real)" if kind == REAL else f"totals[{k}].whole"
 
     def _place(self, cell: Cell, const: str) -> str:
         name = self.names.get(cell)

@@ -27,8 +27,8 @@ FUSED_BLOCKS, FUSED_DTYPES = (1, 2, 4, 8), ("float32", "float16", "bfloat16")
 #: What the code of a kernel begins with that is compiled for plain losses, see `rows.cu`.
 PLAIN = "#define PLAIN 1\n"
 
-#: The parameters of the kernels that read rows and of those that write gradients: addresses and
-#: steps of the arrays, the numbers of rows and classes, two factors, and addresses of columns.
+#: The parameters of the kernels that read rows, of those that write gradients, and of those that do
+#: both: addresses and steps of the arrays, the numbers of rows and classes, factors, addresses.
 LAYOUTS = {"stats": "<7q2d7q", "grad": "<11q2d7q", "fused": "<11q3d8q"}
 
 #: Bytes of a row that a block keeps when statistics and gradient are one look at it, at most: five
@@ -140,7 +140,7 @@ class Kernels:
             even = None if weight is None else producer.empty(shape, dtype, z)
             where = producer.empty(shape, index.dtype, z) if place else None
             columns = (self._line(index, shape), top, rest, picked, even, where)
-            share, weight = _apart(weight)
+            share, weight = number_apart(weight)
             self._launch("stats", stream, (z,), Given((scale, share), (weight,), columns))
         return RowStats(top, rest, picked, even, where)
 
@@ -162,7 +162,7 @@ class Kernels:
         shape = top.shape
         with self.producer.current(z) as stream:
             weight = None if even is None else weight
-            owed, even = _apart(even)
+            owed, even = number_apart(even)
             numbers = (top, pull, even, index, chosen, kept)
             columns = tuple(self._line(x, shape) for x in numbers)
             self._launch("grad", stream, (z, into), Given((scale, owed), (weight,), columns))
@@ -225,15 +225,26 @@ def launches_of(
     code = f"{work.upper()}({form.kernel.partition('_')[0]}, {_types(z.start.dtype)})\n"
     code = f"{PLAIN}{code}" if _is_plain(work, given) else code
     for row, offsets in walk.parts():
-        layout: list[Address] = []
-        for k, x in enumerate(arrays):
-            start = _entry(x.start, offsets[k])
-            layout += [start, walk.outer[k + 1], walk.inner[k + 1], x.steps[-1]]
-        counts = (walk.inner[0], walk.rows, classes)
-        of_classes = (_entry(x) for x in given.vectors)
-        of_rows = (_entry(x, row) for x in given.columns)
-        arguments = (*layout, *counts, *map(float, given.factors), *of_classes, *of_rows)
-        yield launching(form, code, LAYOUTS[work], arguments)
+        starts = [_moved(x.start, n) for x, n in zip(arrays, offsets, strict=True)]
+        places = [Rows(start, x.steps) for start, x in zip(starts, arrays, strict=True)]
+        columns = [None if x is None else _moved(x, row) for x in given.columns]
+        parameters = _parameters(walk, classes, places, given._replace(columns=columns))
+        yield launching(form, code, LAYOUTS[work], parameters)
+
+
+def _parameters(
+    walk: _Walk, classes: int, arrays: Sequence[Rows], given: Given[Cell]
+) -> list[float | Address]:
+    """The parameters of a launch, in the order of `LAYOUTS`."""
+    layout: list[float | Address] = []
+    for k, x in enumerate(arrays, 1):
+        layout += [x.start.address, walk.outer[k], walk.inner[k], x.steps[-1]]
+    layout += [walk.inner[0], walk.rows, classes, *map(float, given.factors)]
+    return layout + [0 if x is None else x.address for x in (*given.vectors, *given.columns)]
+
+
+def _moved(cell: Cell, entries: int) -> Cell:
+    return cell._replace(address=cell.address + entries * DTYPES[cell.dtype])
 
 
 def _is_plain(work: str, given: Given[Cell]) -> bool:
@@ -266,18 +277,13 @@ def fused(
     known = blocks in FUSED_BLOCKS and dtype in FUSED_DTYPES
     if walk.lead or walk.rows < _FEW_ROWS or not adjacent or not known:
         return None
-    (one,) = launches_of("fused", shape, arrays, given)
     kept = min(-(-row_bytes // blocks) + 16, _KEPT) // 16 * 16
     form = Form(f"fused{blocks}_{dtype}", walk.rows * blocks, _SHARERS)
     plain = _is_plain("fused", given) and "slope.owed" not in steps.code
     code = f"{PLAIN * plain}{steps.code}FUSED({blocks}, {dtype}, {TYPES[dtype]})\n"
+    one = launching(form, code, LAYOUTS["fused"], _parameters(walk, classes, arrays, given))
     spots = [*one.spots, *((len(one.words) + place, spot) for place, spot in steps.spots)]
-    return Launch(form, code, one.words + steps.words, spots, kept)
-
-
-def _entry(cell: Cell | None, entry: int = 0) -> Address:
-    """The address of an entry; 0 is that of none."""
-    return 0 if cell is None else cell.address + entry * DTYPES[cell.dtype]
+    return one._replace(words=one.words + steps.words, spots=spots, shared=kept)
 
 
 class _Walk(NamedTuple):
@@ -329,12 +335,12 @@ def _form(work: str, dtype: str, walk: _Walk, classes: int, step: int) -> Form:
         return Form(f"lane_{work}_{dtype}", -(-walk.rows // _LANES), _LANES)
     of_thread = _FLIGHT * _ENTRIES[dtype]
     warps = 1 << max(0, (-(-classes // (32 * of_thread)) - 1).bit_length())
-    threads = min(32 * warps, _SHARING.get(work, _LANES))
+    threads = min(32 * warps, _SHARING[work])
     tiles = 1 if work == "stats" else -(-classes // (threads * of_thread))
     return Form(f"wide_{work}_{dtype}", walk.rows * tiles, threads)
 
 
-def _apart(x: Array | float | None) -> tuple[float, Array | None]:
+def number_apart(x: Array | float | None) -> tuple[float, Array | None]:
     """A number that holds for all, or an array of what holds for each."""
     return (x, None) if isinstance(x, float) else (0.0, x)
 

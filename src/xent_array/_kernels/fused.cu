@@ -111,10 +111,7 @@ DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
   } else {
     write_apart(slope, z, 1, to, 1, begin + thread, begin + (i64)count * N, blockDim.x);
   }
-  if (rank == 0) {
-    write_apart(slope, z, 1, to, 1, thread, head, blockDim.x);
-    write_apart(slope, z, 1, to, 1, tail + thread, classes, blockDim.x);
-  }
+  if (rank == 0) write_ends(slope, z, to, head, tail, classes);
 }
 
 // How many blocks a multiprocessor is to have room for, in registers and in shared memory. For plain

@@ -46,10 +46,7 @@ def fuses(device: int) -> bool:
 
 
 def launch(device: int, stream: int, one: Launch, words: bytes) -> None:
-    """Have a stream of the device, which is the current one, run a kernel some time later.
-
-    By the driver's own function: cuda.core's takes no structs.
-    """
+    """Run a kernel on a stream; by the driver itself: cuda.core's launch takes no structs."""
     name, blocks, threads = one.form
     kernel, parameters = _function(device, name, one.code), _memory.given(words)
     arguments = (kernel, blocks, 1, 1, threads, 1, 1, one.shared, stream, parameters, None)
@@ -78,13 +75,13 @@ class _Memory(threading.local):
     SIZE = 4096
 
     def __init__(self) -> None:
-        self.words = (ctypes.c_char * self.SIZE)()
-        start = ctypes.addressof(self.words)
+        memory = (ctypes.c_char * self.SIZE)()
+        self.words, start = memoryview(memory).cast("B"), ctypes.addressof(memory)
         self.pointers = (ctypes.c_void_p * (self.SIZE // 8))(*range(start, start + self.SIZE, 8))
 
     def given(self, words: bytes) -> int:
         """The address of the pointers to parameters of eight bytes each, or to one struct."""
-        ctypes.memmove(self.words, words, len(words))
+        self.words[: len(words)] = words
         return ctypes.addressof(self.pointers)
 
 

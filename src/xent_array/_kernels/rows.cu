@@ -11,9 +11,9 @@
 //
 // What these mean is the business of the callers. A null pointer is an array not asked for, or one
 // in whose place a number holds for all classes or rows. Rows lie along two axes, the inner one of a
-// certain length; steps count entries. Rows of many adjacent
-// classes are read by a block of threads, 16 bytes at a time (`wide_...`), rows of few classes, or
-// of classes that lie further apart than the rows, by a thread each (`lane_...`).
+// certain length; steps count entries. Rows of many adjacent classes are read by a block of threads,
+// 16 bytes at a time (`wide_...`), rows of few classes, or of classes that lie further apart than the
+// rows, by a thread each (`lane_...`).
 
 // Whether the scale is 1, there are no even shares, and nobody asks for the sum of w·(z - top) or for
 // the place of the top. Most losses are so, and their kernels are compiled for it.
@@ -40,7 +40,6 @@ template <bool TOGETHER> struct Team {
     return TOGETHER ? among(32, x, join) : x;
   }
 };
-
 
 // What there is to know of some entries of a row.
 template <class R> struct Known {
@@ -344,6 +343,13 @@ DEVICE void write_apart(const Slope<R>& slope, const S* z, i64 z_step, S* to, i6
   for (; at < end; at += step) to[at * to_step] = slope(z[at * z_step], at);
 }
 
+// Write what lies before a row's vectors and after them.
+template <class S, class R>
+DEVICE void write_ends(const Slope<R>& slope, const S* z, S* to, i64 head, i64 tail, i64 classes) {
+  write_apart(slope, z, 1, to, 1, threadIdx.x, head, blockDim.x);
+  write_apart(slope, z, 1, to, 1, tail + threadIdx.x, classes, blockDim.x);
+}
+
 // Write up to FLIGHT vectors of a row, `begin` being a class whose memory is aligned in both; those
 // of the logits may have been kept.
 template <class S, class R>
@@ -387,10 +393,7 @@ DEVICE void wide_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, 
     return;
   }
   write_vectors(slope, z, to, head, tile * FLIGHT * threads + thread, vectors);
-  if (tile == 0) {
-    write_apart(slope, z, 1, to, 1, thread, head, threads);
-    write_apart(slope, z, 1, to, 1, tail + thread, classes, threads);
-  }
+  if (tile == 0) write_ends(slope, z, to, head, tail, classes);
 }
 
 template <class S, class R>
@@ -400,7 +403,7 @@ DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, 
   write_apart(slopes[row], from[row], from.class_step, into[row], into.class_step, 0, classes, 1);
 }
 
-// --- the kernels, by the names that `_kernels/nvrtc.py` has them compiled
+// --- the kernels, each compiled when it is asked for
 
 // How many threads a multiprocessor is to have room for. More would spill registers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
