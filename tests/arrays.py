@@ -54,7 +54,8 @@ def set_budget(monkeypatch, size):
     """Take blocks of so many bytes of logits, their rows' own memory aside."""
     for kind in ("host", "threads", "kernel"):
         monkeypatch.setitem(_blocks.BLOCK_BYTES, kind, size)
-    monkeypatch.setattr(_blocks, "ROW_BYTES", 0)
+    for name in ("ROW_BYTES", "KERNEL_ROWS"):
+        monkeypatch.setattr(_blocks, name, 0)
 
 
 def spacing(value, dtype):

@@ -17,7 +17,11 @@ ml_dtypes = pytest.importorskip("ml_dtypes")
 
 from xent_array._kernels import _arithmetic, _rows, host  # noqa: E402
 
-pytestmark = pytest.mark.skipif(_kernels.for_host() is None, reason="kernels are switched off")
+KERNELS = host.Kernels(lambda: 2)
+
+pytestmark = pytest.mark.skipif(
+    _kernels.why_not_for_host() is not None, reason="kernels are switched off"
+)
 
 BFLOAT16 = ml_dtypes.bfloat16
 DTYPES = [np.float32, np.float64, np.float16, BFLOAT16]
@@ -57,7 +61,7 @@ def test_statistics_against_exact_sums(classes, dtype, layout):
     z = laid_out((4 * rng.standard_normal((5, classes))).astype(dtype), layout)
     index, weight = rng.integers(0, classes, (5, 1)), rng.random(classes)
     compute, unit = compute_dtype(dtype), unit_of(dtype)
-    found = host.row_stats(z, index, weight.astype(compute), 1.0, compute, place=True)
+    found = KERNELS.row_stats(z, index, weight.astype(compute), 1.0, compute, place=True)
     exact = z.astype(np.longdouble)
     top, place = exact.max(-1, keepdims=True), exact.argmax(-1)[:, None]
     fall = exact - top
@@ -84,15 +88,44 @@ def test_gradients_in_place_and_into_other_memory(rows, classes, dtype, layout):
     index = rng.integers(0, classes, (rows, 1))
     numbers = {"top": top, "pull": pull, "even": even, "weight": weight, "index": index}
     into = np.full((rows, classes), 7, dtype)
-    host.row_grad(z, into, 0.5, **numbers, chosen=chosen, kept=kept)
+    KERNELS.row_grad(z, into, 0.5, **numbers, chosen=chosen, kept=kept)
     wide = z.astype(np.longdouble)
     expected = np.exp(0.5 * (wide - top)) * pull - even * weight
     np.put_along_axis(expected, index, chosen.astype(np.longdouble), -1)
     expected = np.where(kept, expected, 0)
     scale = {np.float32: 2**-21, np.float64: 2**-50, np.float16: 2**-10, BFLOAT16: 2**-7}[dtype]
     np.testing.assert_allclose(into.astype(np.longdouble), expected, rtol=0, atol=8 * scale)
-    host.row_grad(z, z, 0.5, **numbers, chosen=chosen, kept=kept)
+    KERNELS.row_grad(z, z, 0.5, **numbers, chosen=chosen, kept=kept)
     np.testing.assert_array_equal(z.astype(float), into.astype(float))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("classes", [65, 128, 129, 512, 1000, 4097])
+def test_exponentials_that_are_left_make_the_same_gradient(classes, dtype, smoothing):
+    """In place none are left, into other memory they are: to the last bit it is the same."""
+    rng = np.random.default_rng(0)
+    z = 3 * rng.standard_normal((7, classes)).astype(dtype)
+    target, weight = rng.integers(0, classes, 7), rng.random(classes).astype(dtype)
+    target[2], z[3, 1], z[4, 2], z[5, 5] = -100, np.nan, np.inf, -np.inf
+    options = {"label_smoothing": smoothing, "weight": weight, "z_loss": 0.1}
+    loss, grad = xent_array.cross_entropy_and_grad(z, target, **options)
+    same, there = xent_array.cross_entropy_and_grad(z, target, **options, out=z)
+    np.testing.assert_array_equal(loss, same)
+    np.testing.assert_array_equal(grad, there)
+
+
+def test_where_exponentials_are_left():
+    z = np.zeros((3, 200), np.float32)
+    index, compute = np.zeros((3, 1), int), np.dtype(np.float32)
+    cases = [(z, True), (z.astype(BFLOAT16), False), (z[:, :50], False), (z[:, ::2], False)]
+    for logits, leaves in cases:
+        room = np.full(logits.shape, 7, logits.dtype)
+        found = KERNELS.row_stats(logits, index, None, 1.0, compute, place=True, into=room)
+        assert found.left == leaves
+        assert np.all(room == (1 if leaves else 7))
+    assert not KERNELS.row_stats(z, index, None, 1.0, compute, place=True, into=z).left
+    assert np.all(z == 0)
 
 
 OPTIONS = {
@@ -215,7 +248,7 @@ def test_memory_that_kernels_cannot_read_is_read_by_array_code():
     packed["z"] = z
     assert not packed["z"].flags.aligned
     for other in (swapped, packed["z"]):
-        assert not host.serves(other)
+        assert not KERNELS.serves(other)
         np.testing.assert_allclose(xent_array.cross_entropy(other, np.arange(4)), expected, 1e-14)
 
 
@@ -263,7 +296,7 @@ def test_a_disk_that_takes_nothing_is_no_obstacle(monkeypatch):
 def test_why_there_are_no_kernels(monkeypatch):
     assert _kernels.why_not_for_host() is None
     with _kernels.disabled():
-        assert _kernels.for_host() is None
+        assert _kernels.for_host(lambda: 1) is None
         assert _kernels.why_not_for_host() == "switched off"
     for setting, reason in (("off", "XENT_ARRAY_KERNELS=off"), ("", "numba is not installed")):
         _kernels._host.cache_clear()

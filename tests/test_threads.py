@@ -113,6 +113,22 @@ def test_a_warning_is_no_business_of_a_thread(monkeypatch):
     assert np.isnan(xent_array.cross_entropy(logits, np.zeros(200, int)))
 
 
+@pytest.mark.parametrize("layout", ["rows", "class axis first", "rows apart"])
+@pytest.mark.parametrize("classes", [7, 300])
+def test_threads_share_the_rows_of_a_kernel(classes, layout, monkeypatch):
+    host = pytest.importorskip("xent_array._kernels.host")
+    rng = np.random.default_rng(0)
+    z, target = rng.standard_normal((40, 20, classes)), rng.integers(0, classes, (40, 20))
+    z, target = (z[:, ::2], target[:, ::2]) if layout == "rows apart" else (z, target)
+    z, axis = (np.moveaxis(z, 2, 0).copy(), 0) if layout == "class axis first" else (z, 2)
+    alone = xent_array.cross_entropy(z, target, axis=axis, return_stats=True, reduction="none")
+    monkeypatch.setattr(host, "_SHARE_BYTES", 2000)
+    monkeypatch.setenv(SETTINGS[0], "3")
+    shared = xent_array.cross_entropy(z, target, axis=axis, return_stats=True, reduction="none")
+    for one, other in zip((alone[0], *alone[1]), (shared[0], *shared[1]), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 FORK = """
 import os
 import numpy as np

@@ -18,14 +18,20 @@ RowIndex = tuple[int | slice | EllipsisType, ...]
 #: Bytes of logits in one block, in the compute dtype, per kind of memory. A loss works on three or
 #: four arrays of that size, which should stay in cache; blocks much smaller lose to the cost of a
 #: call. "threads" are host memory whose blocks several threads work on at once. "device" is a guess
-#: at a GPU's cache, to be measured on one. A block that a "kernel" reads takes no memory: what
-#: counts is that there are blocks for every thread, and not so many that Python takes the time.
+#: at a GPU's cache, to be measured on one. A block that a "kernel" reads takes no memory, and is so
+#: large that Python takes little of the time.
 BLOCK_BYTES: dict[Memory | Literal["threads", "kernel"], int] = {
     "host": 3 << 20,
     "threads": 1 << 20,
-    "kernel": 4 << 20,
+    "kernel": 8 << 20,
     "device": 1 << 25,
 }
+
+#: How many rows a kernel reads in one go.
+KERNEL_ROWS = 1 << 16
+
+#: Into how many blocks a kernel's work is cut at least, and what is worth a thread's while.
+SHARES, SHARE_BYTES = 8, 1 << 20
 
 #: How many blocks of array code may be under way at once: each takes a few arrays of a MiB.
 ROOM = 8
@@ -97,10 +103,10 @@ def plan(shape: tuple[int, ...], classes: int, itemsize: int, budget: int | None
 
     Without a budget everything is one block.
     """
-    row_bytes, every = classes * itemsize + ROW_BYTES, math.prod(shape)
-    if budget is None or every * row_bytes <= budget:
+    every, weight = math.prod(shape), _row_bytes(classes, itemsize)
+    if budget is None or every * weight <= budget:
         return Plan(every, [(...,)], [slice(0, classes)])
-    rows, width = max(1, budget // row_bytes), budget // itemsize
+    rows, width = max(1, budget // weight), budget // itemsize
     slabs = [slice(start, min(start + width, classes)) for start in range(0, classes, width)]
     return Plan(rows, list(row_blocks(shape, rows)), slabs)
 
@@ -114,6 +120,27 @@ def budget_of(backend: Standard, memory: Memory, *, differentiable: bool) -> int
     if memory == "opaque" or differentiable:
         return None
     return BLOCK_BYTES["threads" if memory == "host" and backend.shares_blocks else memory]
+
+
+def budget_of_kernel(
+    shape: tuple[int, ...], classes: int, itemsize: int, *, writes: bool
+) -> int | None:
+    """The bytes of a block that a kernel reads, or reads and then `writes` the gradient of.
+
+    What is written should lie in cache still. What is read alone is shared by threads as rows, not
+    as blocks, if rows are not so many that their numbers take memory.
+
+    Blocks do not depend on how many threads there are: their sums are added up, to the same digits.
+    """
+    rows = math.prod(shape)
+    if not writes and rows <= KERNEL_ROWS:
+        return None
+    share = rows * _row_bytes(classes, itemsize) // SHARES
+    return min(max(share, SHARE_BYTES), BLOCK_BYTES["kernel"])
+
+
+def _row_bytes(classes: int, itemsize: int) -> int:
+    return classes * itemsize + ROW_BYTES
 
 
 def for_each_block(

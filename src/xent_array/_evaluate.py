@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from xent_array._batch import Batch, laid_out
 from xent_array._blocks import (
-    BLOCK_BYTES,
     Assembly,
     Plan,
     RowIndex,
     budget_of,
+    budget_of_kernel,
     for_each_block,
     keep_heap,
     plan,
@@ -69,7 +69,7 @@ def value_and_grad(batch: Batch) -> Result:
     """
     caller, backend = batch, batch.backend
     batch = laid_out(_constant(batch))
-    cut = _plan(batch)
+    cut = _plan(batch, writes=True)
     with backend.detached():
         counts = _counts(batch, cut) if batch.reduction == "mean" else None
         by = 1.0 if counts is None else divisor(batch, counts)
@@ -98,6 +98,7 @@ def grad_of_kept(batch: Batch, kept: Kept) -> Array:
     caller, backend = batch, batch.backend
     batch = laid_out(_constant(batch))
     cut = _plan(batch)
+    batch = batch if cut.whole else _serial(batch)
     out = room_for_gradient(caller)
     demand = Demand(classes_last(backend, out, batch.axis), kept.divisor)
 
@@ -131,13 +132,17 @@ def room_for_gradient(batch: Batch) -> Array:
     return batch.backend.room(batch.logits.shape, batch.logits) if batch.out is None else batch.out
 
 
-def _plan(batch: Batch) -> Plan:
+def _plan(batch: Batch, *, writes: bool = False) -> Plan:
+    """How to walk through a batch, to read it alone or to write gradients of what was just read."""
+    backend, shape, classes = batch.backend, batch.shape, batch.classes
+    itemsize = backend.itemsize(batch.compute_dtype)
     if batch.kernels is None:
-        budget = budget_of(batch.backend, batch.memory, differentiable=batch.differentiable)
-    else:  # a GPU shares rows by itself, in one block of them
-        budget = None if batch.memory == "device" else BLOCK_BYTES["kernel"]
-    itemsize = batch.backend.itemsize(batch.compute_dtype)
-    cut = plan(batch.shape, batch.classes, itemsize, budget)
+        budget = budget_of(backend, batch.memory, differentiable=batch.differentiable)
+    elif batch.memory == "device":  # a GPU shares rows by itself, in one block of them
+        budget = None
+    else:
+        budget = budget_of_kernel(shape, classes, itemsize, writes=writes)
+    cut = plan(shape, classes, itemsize, budget)
     if len(cut.slabs) > 1 and (batch.backend.maps_rows or batch.kernels is not None):
         # Whole rows: a compiler has no memory of ours to write slabs to, a kernel needs none.
         cut = cut._replace(slabs=[slice(0, batch.classes)])
@@ -153,6 +158,12 @@ def _for_each(batch: Batch, work: Callable[[int, RowIndex], None], cut: Plan) ->
         for_each_block(batch.backend, work, cut.blocks, room=len(cut.blocks))
 
 
+def _serial(batch: Batch) -> Batch:
+    """The same for several blocks: threads share those, and not the rows of each."""
+    kernels = batch.kernels
+    return batch if kernels is None else batch._replace(kernels=kernels.serial())
+
+
 def _of_all(
     batch: Batch, cut: Plan, demand: Demand | None = None, *, keep: bool = False
 ) -> Outcome:
@@ -165,6 +176,7 @@ def _of_all(
         return _of_block(batch, blocks[0], slabs, demand, keep=keep)
     if batch.backend.maps_rows:
         return _mapped(batch, cut, demand)
+    batch = _serial(batch)
     backend, per_row = batch.backend, batch.reduction == "none"
     rows, parts = Assembly(backend, (*batch.shape, 1)), Assembly(backend, (len(blocks),))
 
@@ -221,7 +233,7 @@ def _mapped(batch: Batch, cut: Plan, demand: Demand | None) -> Outcome:
 def _of_block(
     batch: Batch, block: RowIndex, slabs: list[slice], demand: Demand | None, *, keep: bool
 ) -> Outcome:
-    reading = read(batch, block, slabs)
+    reading = read(batch, block, slabs, None if demand is None else demand.into)
     loss, stats = conclude(batch, block, reading)
     grad = counts = None
     if batch.reduction != "none":

@@ -59,6 +59,7 @@ def times_upstream(xp: Any, grad: Array, upstream: Array) -> Array:
 def _write_by_kernel(batch: Batch, z: Array, reading: Reading, pull: Pull, into: Array) -> None:
     backend, rows, seen = batch.backend, reading.rows, reading.seen
     assert isinstance(rows, IndexRows)
+    assert not isinstance(seen, Spread)
     assert batch.kernels is not None
     top = reading.slab.numbers.top
     if seen is None:
@@ -76,6 +77,7 @@ def _write_by_kernel(batch: Batch, z: Array, reading: Reading, pull: Pull, into:
         index=slope.index,
         chosen=slope.chosen,
         kept=rows.kept,
+        left=seen.left,
     )
 
 

@@ -50,7 +50,7 @@ class Backend(NumpyDtypes):
         return "host"
 
     def kernels(self, x: Array) -> Kernels | None:
-        kernels = _kernels.for_host()
+        kernels = _kernels.for_host(self.threads)
         return kernels if kernels is not None and kernels.serves(x) else None
 
     def why_no_kernels(self, x: Array) -> str | None:

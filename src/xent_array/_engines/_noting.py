@@ -124,6 +124,10 @@ class Noted:
         self._ledger, self._fuses = ledger, fuses
         self._looked: _Looked | None = None
 
+    def serial(self) -> Noted:
+        """The same: a GPU shares rows by itself."""
+        return self
+
     def row_stats(
         self,
         z: Logits,
@@ -133,6 +137,7 @@ class Noted:
         dtype: str,
         *,
         place: bool,
+        into: Logits | None = None,
     ) -> RowStats:
         ledger = self._ledger
         vectors = [(weight, CLASSES)] if isinstance(weight, Column) else []
@@ -164,6 +169,7 @@ class Noted:
         index: Column,
         chosen: Column,
         kept: Column | None,
+        left: bool = False,
     ) -> None:
         ledger, vector = self._ledger, None
         if weight is not None and even is not None:

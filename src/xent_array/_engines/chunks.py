@@ -75,8 +75,12 @@ def _chunk(template: Batch, logits: Array, rows: Rows, whole: dict[str, Any]) ->
             grad_output,
         ),
     )
-    # Kernels read whole rows.
-    return with_kernels(batch) if logits.shape[-1] == batch.classes else batch
+    if logits.shape[-1] < batch.classes:
+        return batch  # kernels read whole rows
+    batch = with_kernels(batch)
+    kernels = batch.kernels
+    # Chunks are on dask's threads already.
+    return batch if kernels is None else batch._replace(kernels=kernels.serial())
 
 
 def _blocks_of(batch: Batch) -> list[RowIndex]:

@@ -9,14 +9,13 @@ import contextlib
 import functools
 import importlib.util
 import os
-from collections.abc import Iterator
-from types import ModuleType
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from xent_array._namespace import Array
 
 if TYPE_CHECKING:
-    from xent_array._kernels import cuda
+    from xent_array._kernels import cuda, host
 
 #: The setting that switches kernels off.
 SETTING = "XENT_ARRAY_KERNELS"
@@ -32,6 +31,7 @@ class RowStats(NamedTuple):
     picked: Array  # scale·(z - top) at the index
     even: Array | None  # the sum of weight·scale·(z - top)
     place: Array | None  # of the greatest logit, the lowest among ties
+    left: bool = False  # whether the exponentials were left in memory of the gradient
 
 
 class Kernels(Protocol):
@@ -40,6 +40,9 @@ class Kernels(Protocol):
     @property
     def compiler(self) -> str:
         """What compiled them, in the words of ``python -m xent_array``."""
+
+    def serial(self) -> Kernels:
+        """The same on no thread but the caller's, where threads would share their work."""
 
     def row_stats(
         self,
@@ -50,8 +53,12 @@ class Kernels(Protocol):
         dtype: Any,
         *,
         place: bool,
+        into: Array | None = None,
     ) -> RowStats:
-        """Read rows of logits; `weight`, of each class or of all, and `place` if asked for."""
+        """Read rows of logits; `weight`, of each class or of all, and `place` if asked for.
+
+        Where their gradients go `into` may be filled with exp(scale·(z - top)), for `row_grad`.
+        """
 
     def row_grad(
         self,
@@ -66,17 +73,21 @@ class Kernels(Protocol):
         index: Array,
         chosen: Array,
         kept: Array | None,
+        left: bool = False,
     ) -> None:
         """Write ``exp(scale·(z - top))·pull - even·weight``, and what is `chosen` at the index.
+
+        The exponentials are those that were `left` where they are written, or are taken of `z`.
 
         `even` may be one number for all rows; without a `weight` that of each class is 1. Rows that
         are not kept become 0. `into` may be `z`; numbers of rows have a class axis of length one.
         """
 
 
-def for_host() -> ModuleType | None:
-    """The kernels for host memory, or None; `why_not_for_host` tells the reason."""
-    return None if _disabled else _host()[0]
+def for_host(threads: Callable[[], int]) -> host.Kernels | None:
+    """The kernels for host memory, on so many threads, or None; see `why_not_for_host`."""
+    kernels = None if _disabled else _host()[0]
+    return None if kernels is None else kernels(threads)
 
 
 def why_not_for_host() -> str | None:
@@ -98,15 +109,15 @@ def why_not_for_cuda(producer: cuda.Producer, device: int) -> str | None:
 
 
 @functools.cache
-def _host() -> tuple[ModuleType | None, str | None]:
+def _host() -> tuple[type[host.Kernels] | None, str | None]:
     reason = _missing("numba")
     if reason is not None:
         return None, reason
     try:
-        from xent_array._kernels import host as kernels
+        from xent_array._kernels import host
     except ImportError as error:  # a numba that does not go with this Python or NumPy
         return None, f"numba cannot be imported: {error}"
-    return kernels, None
+    return host.Kernels, None
 
 
 @functools.cache

@@ -68,6 +68,21 @@ def pointer(_context, address, like):
     return types.CPointer(like.dtype)(address, like), generate
 
 
+@intrinsic
+def fetch(_context, address):
+    """Have the memory at an address brought into the second cache, if it is there at all."""
+    flags = [ir.Constant(ir.IntType(32), x) for x in (0, 2, 1)]  # to read, of use again, data
+
+    def generate(context, builder, _signature, args):
+        place = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [place.type, *(flag.type for flag in flags)])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [place.type], kind)
+        builder.call(function, [place, *flags])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), generate
+
+
 # --- half dtypes
 
 

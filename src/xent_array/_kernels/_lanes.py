@@ -16,6 +16,7 @@ from xent_array._kernels._arithmetic import (
     EXACT,
     add_exactly,
     exp,
+    fetch,
     narrow,
     pointer,
     widen,
@@ -23,6 +24,9 @@ from xent_array._kernels._arithmetic import (
 
 #: How many numbers are worked on in step: a few vectors, to keep several operations under way.
 LANES = 128
+
+#: Bytes that a processor reads at once from memory.
+CACHE_LINE = 64
 
 compiled = numba.njit(nogil=True, **EXACT)
 
@@ -35,10 +39,13 @@ def raise_to(top, x):
 
 
 @compiled
-def part_of(v, top, scale, nothing, one):
-    """What an entry adds to the exponentials below the top, and to how many equal it."""
-    e = exp(scale * (v - top))
-    return (nothing, one) if v == top else (e, nothing)
+def raise_to_four(top, x):
+    """The same of four numbers in each lane, whose tops are written once."""
+    for k in range(LANES):
+        low = max(widen(x[k]), widen(x[k + LANES]))
+        high = max(widen(x[k + 2 * LANES]), widen(x[k + 3 * LANES]))
+        high = max(low, high)
+        top[k] = max(top[k], high)
 
 
 @compiled
@@ -46,20 +53,25 @@ def add_below(rest, ties, x, top, scale):
     """Add the exponentials of what lies below the top; count what equals it."""
     nothing, one = top.dtype.type(0), top.dtype.type(1)
     for k in range(LANES):
-        e, tie = part_of(widen(x[k]), top[k], scale, nothing, one)
-        rest[k] += e
-        ties[k] += tie
+        v = widen(x[k])
+        e = exp(scale * (v - top[k]))
+        rest[k] += nothing if v == top[k] else e
+        ties[k] += one if v == top[k] else nothing
 
 
 @numba.njit(nogil=True, **ANY_ORDER)
-def sum_below(x, top, scale):
-    """The same of adjacent entries of one row, in lanes that never leave the processor."""
-    nothing, one = top.dtype.type(0), top.dtype.type(1)
-    rest, ties, high = nothing, nothing, top[0]
+def sum_below(exps, x, top, scale):
+    """The same of adjacent entries of one row, in lanes that never leave the processor.
+
+    The exponentials are kept, those of entries that equal the top among them.
+    """
+    nothing, one = exps.dtype.type(0), exps.dtype.type(1)
+    rest, ties = nothing, nothing
     for k in range(len(x)):
-        e, tie = part_of(widen(x[k]), high, scale, nothing, one)
-        rest += e
-        ties += tie
+        v = widen(x[k])
+        exps[k] = e = exp(scale * (v - top))
+        rest += nothing if v == top else e
+        ties += one if v == top else nothing
     return rest, ties
 
 
@@ -72,11 +84,28 @@ def add_weighted(total, x, weight, top, scale):
         total[k] += nothing if (w == nothing) & (fall == -np.inf) else w * fall
 
 
+@numba.njit(nogil=True, **ANY_ORDER)
+def sum_weighted(x, weight, top, scale):
+    """The same of adjacent entries of one row."""
+    nothing = total = weight.dtype.type(0)
+    for k in range(len(x)):
+        w, fall = weight[k], scale * (widen(x[k]) - top)
+        total += nothing if (w == nothing) & (fall == -np.inf) else w * fall
+    return total
+
+
 @compiled
 def differentiate(slope, x, top, scale, pull, share):
     """Derivatives, in memory of their own: LLVM makes no vectors of what may overlap."""
     for k in range(LANES):
         slope[k] = exp(scale * (widen(x[k]) - top[k])) * pull[k] - share[k]
+
+
+@compiled
+def multiply(exps, pull, share):
+    """The same of exponentials, in their place."""
+    for k in range(len(exps)):
+        exps[k] = exps[k] * pull - share[k]
 
 
 @compiled
@@ -124,21 +153,6 @@ def greatest(x):
 
 
 @compiled
-def sum_of(x):
-    """The sum of all lanes, by halves while vectors are full."""
-    for k in range(LANES // 2):
-        x[k] += x[LANES // 2 + k]
-    for k in range(LANES // 4):
-        x[k] += x[LANES // 4 + k]
-    for k in range(LANES // 8):
-        x[k] += x[LANES // 8 + k]
-    total = 0.0
-    for k in range(LANES // 8):
-        total += x[k]
-    return total
-
-
-@compiled
 def agreed(top, rest):
     """Top and rest, both NaN where a logit is, which no maximum shows; rest if top is infinite."""
     top += rest - rest
@@ -161,6 +175,14 @@ def place_of(row, top, rest):
 
 
 # --- memory
+
+
+@compiled
+def fetch_line(x, i, j, length):
+    """Have entries from ``x[i, j]`` on brought near, which are read soon."""
+    start = x.ctypes.data + i * x.strides[0] + j * x.strides[1]
+    for address in range(start, start + length * x.itemsize, CACHE_LINE):
+        fetch(address)
 
 
 @compiled

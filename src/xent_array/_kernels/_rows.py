@@ -3,7 +3,8 @@
 A vector of the processor holds several numbers, its lanes. Where the classes of a row are adjacent
 and many, lanes run along them (`wide_stats`, `wide_grad`); where they are few, or lie apart as in
 images, lanes are rows (`lane_stats`, `lane_grad`). Both read a row twice: for its greatest logit,
-then for the sum below it, when it lies in cache already.
+then for the sum below it, when it lies in cache already. While a long row is summed, which takes
+longer than to read it, another is fetched from memory.
 
 A kernel knows logits z, an index per row, weights of classes, and numbers per row. With s the
 scale, the statistics of a row are
@@ -14,6 +15,7 @@ and its gradient is
 
     exp(s·(z_j - top))·pull - even·w_j, and at the index a number that is given.
 
+Statistics may leave the exponentials in the memory of the gradient, which then are not taken twice.
 The numbers of rows are all of a call's, those of these rows begin `at` a place in them.
 What these mean is the business of the callers. An array of length 0 is one that is not asked for.
 Every row is summed in the same order by itself, however rows are dealt to threads.
@@ -36,16 +38,19 @@ from xent_array._kernels._lanes import (
     compiled,
     copy,
     differentiate,
+    fetch_line,
     greatest,
     line,
+    multiply,
     place_of,
     raise_to,
+    raise_to_four,
     scale_to,
     seen,
     settle,
     settled,
     sum_below,
-    sum_of,
+    sum_weighted,
     widen_to,
 )
 
@@ -53,8 +58,8 @@ from xent_array._kernels._lanes import (
 RUN = 32
 
 #: How many classes are added up before their sum is added, exactly, to the total: to some tens of
-#: lanes, whatever vectors there are.
-STRETCH = 2048
+#: lanes, whatever vectors there are. Of the row after the next as many are fetched meanwhile.
+STRETCH = 512
 
 #: How many classes are worked on at once where lanes are rows: what fits the first cache.
 TILE = 64
@@ -72,31 +77,53 @@ def kernel(function: Callable[..., None]) -> Any:
 
 
 @compiled
-def rest_of(z, i, whole, last, top, scale):
-    """Sum a row's exponentials below its top; `last` holds the classes after the `whole` blocks."""
-    below, ties = sum_below(last, top, scale)
-    total, lost = add_exactly(0.0, 0.0, below)
+def top_of(high, last, z, i, whole, classes):
+    """Find a row's greatest entry, and widen to `last` the classes after the `whole` blocks."""
+    widen_to(last, line(z, i, whole, classes - whole))
+    high[:] = -np.inf
+    fours = whole - whole % (4 * LANES)
+    for start in range(0, fours, 4 * LANES):
+        raise_to_four(high, line(z, i, start, 4 * LANES))
+    for start in range(fours, whole, LANES):
+        raise_to(high, line(z, i, start, LANES))
+    raise_to(high, last)
+    return greatest(high)
+
+
+@compiled
+def rest_of(z, into, leaves, exps, i, rows, whole, classes, last, top, scale):
+    """Sum a row's exponentials below its top, and leave them `into` memory or nowhere."""
+    total, lost, ties = 0.0, 0.0, exps.dtype.type(0)
+    if whole < classes:
+        total, ties = sum_below(exps, last, top, scale)
+        if leaves:
+            copy(line(into, i, whole, classes - whole), exps)
     for start in range(0, whole, STRETCH):
-        part = line(z, i, start, min(STRETCH, whole - start))
-        below, more = sum_below(part, top, scale)
+        length = min(STRETCH, whole - start)
+        if i + 2 < rows:
+            fetch_line(z, i + 2, start, length)
+        part = line(z, i, start, length)
+        if leaves:
+            below, more = sum_below(line(into, i, start, length), part, top, scale)
+        else:
+            below, more = sum_below(exps, part, top, scale)
         total, lost = add_exactly(total, lost, below)
         ties += more
     return settled(total, lost) + (ties - 1)
 
 
 @compiled
-def fall_of(z, i, whole, last, weight, last_weight, top, scale, below):
+def fall_of(z, i, whole, classes, last, weight, last_weight, top, scale):
     """Sum a row's weighted distances from its top."""
     total, lost = 0.0, 0.0
-    for begin in range(0, whole, RUN * LANES):
-        below[:] = 0
-        for start in range(begin, min(begin + RUN * LANES, whole), LANES):
-            heavy = weight[start : start + LANES]
-            add_weighted(below, line(z, i, start, LANES), heavy, top, scale)
-        total, lost = add_exactly(total, lost, sum_of(below))
-    below[:] = 0
-    add_weighted(below, last, last_weight, top, scale)
-    total, lost = add_exactly(total, lost, sum_of(below))
+    for start in range(0, whole, STRETCH):
+        length = min(STRETCH, whole - start)
+        heavy = weight[start : start + length]
+        part = sum_weighted(line(z, i, start, length), heavy, top, scale)
+        total, lost = add_exactly(total, lost, part)
+    if whole < classes:
+        part = sum_weighted(last, last_weight, top, scale)
+        total, lost = add_exactly(total, lost, part)
     return settled(total, lost)
 
 
@@ -107,6 +134,12 @@ def wide_stats(
     classes,
     row_step,
     class_step,
+    to_origin,
+    _rows,
+    _classes,
+    to_row_step,
+    to_class_step,
+    leaves,
     scale,
     weight,
     at,
@@ -118,25 +151,26 @@ def wide_stats(
     index, even, place = index[at:], even[at:], place[at:]
     top, rest, picked = found[0, at:], found[1, at:], found[2, at:]
     z = seen(origin, rows, classes, row_step, class_step)
+    into = seen(to_origin, rows, classes, to_row_step, to_class_step)
     whole = classes - classes % LANES
+    exps = np.empty(STRETCH, top.dtype)
     lanes = np.zeros((4, LANES), top.dtype)
-    high, below, last, last_weight = lanes[0], lanes[1], lanes[2], lanes[3]
-    last[:] = -np.inf  # a class that is not there has no part in any sum
+    lanes[:2] = -np.inf  # a class that is not there has no part in any sum
+    high, last_weight = lanes[2], lanes[3]
     if even.size:
         last_weight[: classes - whole] = weight[whole:]
+    ahead = top_of(high, lanes[0], z, 0, whole, classes)
     for i in range(rows):
+        # One row ahead: what waits for the end of a maximum is summed meanwhile.
+        here, last = ahead, line(lanes, i & 1, 0, LANES)
+        if i + 1 < rows:
+            ahead = top_of(high, line(lanes, ~i & 1, 0, LANES), z, i + 1, whole, classes)
+        below = rest_of(z, into, leaves, exps, i, rows, whole, classes, last, here, scale)
         row = line(z, i, 0, classes)
-        widen_to(last, line(z, i, whole, classes - whole))
-        high[:] = -np.inf
-        for start in range(0, whole, LANES):
-            raise_to(high, line(z, i, start, LANES))
-        raise_to(high, last)
-        high[:] = greatest(high)
-        below_top = rest_of(z, i, whole, last, high, scale)
-        top[i], rest[i] = agreed(high[0], below_top)
+        top[i], rest[i] = agreed(here, below)
         picked[i] = scale * (widen(row[index[i]]) - top[i])
         if even.size:
-            even[i] = fall_of(z, i, whole, last, weight, last_weight, high, scale, below)
+            even[i] = fall_of(z, i, whole, classes, last, weight, last_weight, here, scale)
         if place.size:
             place[i] = place_of(row, top[i], rest[i])
 
@@ -153,6 +187,7 @@ def wide_grad(
     _classes,
     to_row_step,
     to_class_step,
+    left,
     scale,
     weight,
     at,
@@ -167,6 +202,7 @@ def wide_grad(
     index, chosen, kept = index[at:], chosen[at:], kept[at:]
     z = seen(origin, rows, classes, row_step, class_step)
     into = seen(to_origin, rows, classes, to_row_step, to_class_step)
+    shares = np.zeros(STRETCH, top.dtype)
     whole = classes - classes % LANES
     lanes = np.zeros((5, LANES), top.dtype)
     high, slope, buffer, share, last = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
@@ -175,6 +211,14 @@ def wide_grad(
         if kept.size and not kept[i]:
             for j in range(classes):
                 grad[j] = 0
+            continue
+        if left:
+            for start in range(0, classes, STRETCH):
+                length = min(STRETCH, classes - start)
+                if even.size:
+                    scale_to(shares, even[i], weight[start : start + length])
+                multiply(line(into, i, start, length), pull[i], shares)
+            grad[index[i]] = chosen[i]
             continue
         high[:] = top[i]
         slope[:] = pull[i]

@@ -123,6 +123,10 @@ class Kernels:
         """Why they do not run on a device, or None if they do."""
         return self._program.why_not(device)
 
+    def serial(self) -> Kernels:
+        """The same: a GPU shares rows by itself."""
+        return self
+
     def row_stats(
         self,
         z: Array,
@@ -132,6 +136,7 @@ class Kernels:
         dtype: Any,
         *,
         place: bool,
+        into: Array | None = None,
     ) -> RowStats:
         """Read rows of logits; see `_kernels.Kernels`."""
         shape, producer = index.shape, self.producer
@@ -157,6 +162,7 @@ class Kernels:
         index: Array,
         chosen: Array,
         kept: Array | None,
+        left: bool = False,
     ) -> None:
         """Write the gradients of rows; see `_kernels.Kernels`."""
         shape = top.shape

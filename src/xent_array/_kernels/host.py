@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xent_array._kernels import RowStats, _rows
 from xent_array._namespace import Array
-
-#: What compiles the kernels.
-compiler = "numba"
+from xent_array._threads import for_each
 
 #: The dtypes that kernels read, and as which: numba knows the bits of half dtypes alone.
 _READ_AS = {"float64": "f8", "float32": "f4", "float16": "u2", "bfloat16": "i2"}
@@ -20,14 +18,13 @@ _READ_AS = {"float64": "f8", "float32": "f4", "float16": "u2", "bfloat16": "i2"}
 #: Adjacent classes of a row are read along the row from so many on; of fewer, many rows at once.
 _MANY = 65
 
+#: What is worth a thread's while, a row weighing something beside its logits; and into how many
+#: shares for each thread work is cut at most, lest one that is slow be waited for.
+_SHARE_BYTES, _ROW_BYTES, _SHARES = 1 << 20, 64, 8
+
 #: In the place of an array that is not asked for.
 _NONE = {dtype: np.empty(0, dtype) for dtype in map(np.dtype, ("f4", "f8", "i8", "?"))}
 _INDEX, _MASK = np.dtype("i8"), np.dtype("?")
-
-
-def serves(x: Array) -> bool:
-    """Whether the kernels can read an array."""
-    return _read_as(x.dtype) is not None and x.flags.aligned
 
 
 @functools.cache
@@ -37,56 +34,117 @@ def _read_as(dtype: Any) -> Any:
     return None if name is None else np.dtype(name)
 
 
-def row_stats(
-    z: Array, index: Array, weight: Array | float | None, scale: float, dtype: Any, *, place: bool
-) -> RowStats:
-    """Read rows of logits; see `_kernels.Kernels`."""
-    shape, rows, none = index.shape, index.size, _NONE[dtype]
-    if isinstance(weight, float):
-        weight = np.full(z.shape[-1], weight, dtype)
-    found = np.empty((3, rows), dtype)
-    even = none if weight is None else np.empty(rows, dtype)
-    places = np.empty(rows, _INDEX) if place else _NONE[_INDEX]
-    factors = (dtype.type(scale), none if weight is None else _line(weight))
-    columns = (_line(index), found, even, places)
-    for part, first in _parts(z):
-        read = _rows.wide_stats if _along_classes(part) else _rows.lane_stats
-        _call(read, *_seen(part), *factors, first, *columns)
-    top, rest, picked = found.reshape((3, *shape))
-    return RowStats(
-        top,
-        rest,
-        picked,
-        None if weight is None else even.reshape(shape),
-        places.reshape(shape) if place else None,
-    )
+class Kernels(NamedTuple):
+    """The kernels as they serve host memory."""
+
+    threads: Callable[[], int]  # how many may share the rows of a call
+
+    @property
+    def compiler(self) -> str:
+        """What compiled them."""
+        return "numba"
+
+    def serves(self, x: Array) -> bool:
+        """Whether the kernels can read an array."""
+        return _read_as(x.dtype) is not None and x.flags.aligned
+
+    def serial(self) -> Kernels:
+        """The same on the thread that calls."""
+        return _SERIAL
+
+    def row_stats(
+        self,
+        z: Array,
+        index: Array,
+        weight: Array | float | None,
+        scale: float,
+        dtype: Any,
+        *,
+        place: bool,
+        into: Array | None = None,
+    ) -> RowStats:
+        """Read rows of logits; see `_kernels.Kernels`."""
+        shape, rows, none = index.shape, index.size, _NONE[dtype]
+        if isinstance(weight, float):
+            weight = np.full(z.shape[-1], weight, dtype)
+        found = np.empty((3, rows), dtype)
+        even = none if weight is None else np.empty(rows, dtype)
+        places = np.empty(rows, _INDEX) if place else _NONE[_INDEX]
+        factors = (dtype.type(scale), none if weight is None else _line(weight))
+        columns = (_line(index), found, even, places)
+        leaves = into is not None and _leaves(z, into, dtype)
+
+        def read(part: Array, to: Array, first: int) -> None:
+            if _along_classes(part):
+                _call(_rows.wide_stats, *_seen(part), *_seen(to), leaves, *factors, first, *columns)
+            else:
+                _call(_rows.lane_stats, *_seen(part), *factors, first, *columns)
+
+        self._share(read, rows, z, into if leaves else z)
+        top, rest, picked = found.reshape((3, *shape))
+        return RowStats(
+            top,
+            rest,
+            picked,
+            None if weight is None else even.reshape(shape),
+            places.reshape(shape) if place else None,
+            leaves,
+        )
+
+    def row_grad(
+        self,
+        z: Array,
+        into: Array,
+        scale: float,
+        *,
+        top: Array,
+        pull: Array,
+        even: Array | float | None,
+        weight: Array | None,
+        index: Array,
+        chosen: Array,
+        kept: Array | None,
+        left: bool = False,
+    ) -> None:
+        """Write the gradients of rows; see `_kernels.Kernels`."""
+        dtype, shape = top.dtype, top.shape
+        evens = weights = _NONE[dtype]
+        if even is not None:
+            evens = _line(np.broadcast_to(np.asarray(even, dtype), shape))
+            weights = np.ones(z.shape[-1], dtype) if weight is None else _line(weight)
+        mask = _NONE[_MASK] if kept is None else _line(np.broadcast_to(kept, shape))
+        columns = (_line(top), _line(pull), evens, _line(index), _line(chosen), mask)
+        factors = (dtype.type(scale), weights)
+
+        def write(part: Array, to: Array, first: int) -> None:
+            if _along_classes(part, to):
+                _call(_rows.wide_grad, *_seen(part), *_seen(to), left, *factors, first, *columns)
+            else:
+                _call(_rows.lane_grad, *_seen(part), *_seen(to), *factors, first, *columns)
+
+        self._share(write, top.size, z, into)
+
+    def _share(self, work: Callable[..., None], rows: int, *arrays: Array) -> None:
+        """Do some work on arrays of rows, several threads at once where there is enough of it."""
+        z = arrays[0]
+        parts = ((*arrays, 0),) if z.ndim == 2 else _runs(arrays)
+        shares = (z.nbytes + rows * _ROW_BYTES) // _SHARE_BYTES
+        threads = self.threads() if shares > 1 else 1
+        if threads > 1:
+            shares = min(shares, _SHARES * threads)
+            for_each(lambda part: work(*part), _cut(parts, -(-rows // shares)), threads)
+        else:
+            for part in parts:
+                work(*part)
 
 
-def row_grad(
-    z: Array,
-    into: Array,
-    scale: float,
-    *,
-    top: Array,
-    pull: Array,
-    even: Array | float | None,
-    weight: Array | None,
-    index: Array,
-    chosen: Array,
-    kept: Array | None,
-) -> None:
-    """Write the gradients of rows; see `_kernels.Kernels`."""
-    dtype, shape = top.dtype, top.shape
-    evens = weights = _NONE[dtype]
-    if even is not None:
-        evens = _line(np.broadcast_to(np.asarray(even, dtype), shape))
-        weights = np.ones(z.shape[-1], dtype) if weight is None else _line(weight)
-    mask = _NONE[_MASK] if kept is None else _line(np.broadcast_to(kept, shape))
-    columns = (_line(top), _line(pull), evens, _line(index), _line(chosen), mask)
-    factors = (dtype.type(scale), weights)
-    for part, to, first in _parts(z, into):
-        write = _rows.wide_grad if _along_classes(part, to) else _rows.lane_grad
-        _call(write, *_seen(part), *_seen(to), *factors, first, *columns)
+_SERIAL = Kernels(lambda: 1)
+
+
+def _leaves(z: Array, into: Array, dtype: Any) -> bool:
+    """Whether exponentials of rows can be left, as they are, where the gradient goes."""
+    apart = into.dtype == dtype and not np.may_share_memory(z, into)
+    return apart and _along_classes(z, into)
 
 
 def _call(kernel: Any, *args: Any) -> None:
@@ -123,21 +181,24 @@ def _line(x: Array) -> Array:
 
 
 def _along_classes(*arrays: Array) -> bool:
-    if arrays[0].shape[1] < _MANY:
+    if arrays[0].shape[-1] < _MANY:
         return False
-    return all(x.strides[1] == x.itemsize for x in arrays)
-
-
-def _parts(*arrays: Array) -> Iterable[tuple[Any, ...]]:
-    """Rows of any shape as views of two axes, and which of all rows is the first of these."""
-    return ((*arrays, 0),) if arrays[0].ndim == 2 else _runs(arrays)
+    return all(x.strides[-1] == x.itemsize for x in arrays)
 
 
 def _runs(arrays: tuple[Array, ...]) -> Iterator[tuple[Any, ...]]:
+    """Rows of any shape as views of two axes, and which of all rows is the first of these."""
     before = 0
     for part in _flat(arrays):
         yield *part, before
         before += part[0].shape[0]
+
+
+def _cut(parts: Iterable[tuple[Any, ...]], most: int) -> Iterator[tuple[Any, ...]]:
+    """The same of so many rows at most."""
+    for *arrays, before in parts:
+        for start in range(0, arrays[0].shape[0], most):
+            yield *(x[start : start + most] for x in arrays), before + start
 
 
 def _flat(arrays: tuple[Array, ...]) -> Iterator[tuple[Array, ...]]:
