@@ -54,8 +54,8 @@ def set_budget(monkeypatch, size):
     """Take blocks of so many bytes of logits, their rows' own memory aside."""
     for kind in ("host", "threads", "kernel"):
         monkeypatch.setitem(_blocks.BLOCK_BYTES, kind, size)
-    for name in ("ROW_BYTES", "KERNEL_ROWS"):
-        monkeypatch.setattr(_blocks, name, 0)
+    for name, value in (("ROW_BYTES", 0), ("KERNEL_ROWS", 0), ("SHARES", 1)):
+        monkeypatch.setattr(_blocks, name, value)
 
 
 def spacing(value, dtype):

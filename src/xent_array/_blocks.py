@@ -27,11 +27,11 @@ BLOCK_BYTES: dict[Memory | Literal["threads", "kernel"], int] = {
     "device": 1 << 25,
 }
 
-#: How many rows a kernel reads in one go.
-KERNEL_ROWS = 1 << 16
+#: How many rows a kernel reads in one go, and of how many bytes it writes the gradients in one go.
+KERNEL_ROWS, KERNEL_BYTES = 1 << 16, 1 << 26
 
-#: Into how many blocks a kernel's work is cut at least, and what is worth a thread's while.
-SHARES, SHARE_BYTES = 8, 1 << 20
+#: Into how many blocks a kernel's work is cut, at least, if it is cut.
+SHARES = 8
 
 #: How many blocks of array code may be under way at once: each takes a few arrays of a MiB.
 ROOM = 8
@@ -127,16 +127,16 @@ def budget_of_kernel(
 ) -> int | None:
     """The bytes of a block that a kernel reads, or reads and then `writes` the gradient of.
 
-    What is written should lie in cache still. What is read alone is shared by threads as rows, not
-    as blocks, if rows are not so many that their numbers take memory.
+    Threads share the rows of a kernel, so one block is best, unless the numbers of its rows take
+    memory, or what is written would not lie in cache any more.
 
     Blocks do not depend on how many threads there are: their sums are added up, to the same digits.
     """
     rows = math.prod(shape)
-    if not writes and rows <= KERNEL_ROWS:
+    size = rows * _row_bytes(classes, itemsize)
+    if rows <= KERNEL_ROWS and (size <= KERNEL_BYTES or not writes):
         return None
-    share = rows * _row_bytes(classes, itemsize) // SHARES
-    return min(max(share, SHARE_BYTES), BLOCK_BYTES["kernel"])
+    return min(size // SHARES, BLOCK_BYTES["kernel"])
 
 
 def _row_bytes(classes: int, itemsize: int) -> int:

@@ -61,6 +61,9 @@ RUN = 32
 #: lanes, whatever vectors there are. Of the row after the next as many are fetched meanwhile.
 STRETCH = 512
 
+#: Bytes of rows that lie in the second cache, it may be, and are not fetched ahead.
+NEAR = 1 << 20
+
 #: How many classes are worked on at once where lanes are rows: what fits the first cache.
 TILE = 64
 
@@ -91,7 +94,7 @@ def top_of(high, last, z, i, whole, classes):
 
 
 @compiled
-def rest_of(z, into, leaves, exps, i, rows, whole, classes, last, top, scale):
+def rest_of(z, into, leaves, exps, i, far, whole, classes, last, top, scale):
     """Sum a row's exponentials below its top, and leave them `into` memory or nowhere."""
     total, lost, ties = 0.0, 0.0, exps.dtype.type(0)
     if whole < classes:
@@ -100,7 +103,7 @@ def rest_of(z, into, leaves, exps, i, rows, whole, classes, last, top, scale):
             copy(line(into, i, whole, classes - whole), exps)
     for start in range(0, whole, STRETCH):
         length = min(STRETCH, whole - start)
-        if i + 2 < rows:
+        if i + 2 < far:
             fetch_line(z, i + 2, start, length)
         part = line(z, i, start, length)
         if leaves:
@@ -159,13 +162,14 @@ def wide_stats(
     high, last_weight = lanes[2], lanes[3]
     if even.size:
         last_weight[: classes - whole] = weight[whole:]
+    far = rows if rows * classes * z.itemsize > NEAR else 0
     ahead = top_of(high, lanes[0], z, 0, whole, classes)
     for i in range(rows):
         # One row ahead: what waits for the end of a maximum is summed meanwhile.
         here, last = ahead, line(lanes, i & 1, 0, LANES)
         if i + 1 < rows:
             ahead = top_of(high, line(lanes, ~i & 1, 0, LANES), z, i + 1, whole, classes)
-        below = rest_of(z, into, leaves, exps, i, rows, whole, classes, last, here, scale)
+        below = rest_of(z, into, leaves, exps, i, far, whole, classes, last, here, scale)
         row = line(z, i, 0, classes)
         top[i], rest[i] = agreed(here, below)
         picked[i] = scale * (widen(row[index[i]]) - top[i])
@@ -240,10 +244,18 @@ def wide_grad(
 
 @compiled
 def load(tile, z, row, rows, start, width):
-    """Bring some classes of some rows into a tile, transposed unless rows are adjacent."""
+    """Bring some classes of some rows into a tile, transposed unless rows are adjacent.
+
+    To index by whatever strides takes twice the time.
+    """
     if z.strides[0] == z.itemsize:
         for c in range(width):
             widen_to(tile[c], line(z, row, start + c, rows))
+    elif z.strides[1] == z.itemsize:
+        for k in range(rows):
+            x = line(z, row + k, start, width)
+            for c in range(width):
+                tile[c, k] = widen(x[c])
     else:
         for k in range(rows):
             for c in range(width):
@@ -257,6 +269,11 @@ def store(tile, into, row, rows, start, width):
             x, to = tile[c], line(into, row, start + c, rows)
             for k in range(rows):
                 to[k] = narrow(x[k], to[k])
+    elif into.strides[1] == into.itemsize:
+        for k in range(rows):
+            to = line(into, row + k, start, width)
+            for c in range(width):
+                to[c] = narrow(tile[c, k], to[c])
     else:
         for k in range(rows):
             for c in range(width):
