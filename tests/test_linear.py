@@ -46,10 +46,13 @@ def by_hand(target, bias, options, grad_output=None):
 @REDUCTIONS
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.usefixtures("tile_rows")
-def test_equals_the_loss_of_the_logits(xp, target, reduction, options):
+def test_equals_the_loss_of_the_logits(xp, request, target, reduction, options):
     """In value and gradients, with a bias and without, however rows are cut into tiles."""
     options = {**options, "reduction": reduction}
-    for bias in (None, LINEAR_BIAS):
+    biases = (None, LINEAR_BIAS)
+    if xp.__name__ in SHARE:  # each call is compiled, or made a graph: one of the two
+        biases = biases[sum(map(ord, request.node.name)) % 2 :][:1]
+    for bias in biases:
         expected, slopes = by_hand(target, bias, options)
         given = {**arrays(xp, options), "linear_bias": None if bias is None else make(xp, bias)}
         arguments = make(xp, FEATURES), make(xp, LINEAR_WEIGHT), make(xp, target)
