@@ -174,6 +174,42 @@ def means_what_it_means_to_the_array_code(axis, classes, monkeypatch, every):
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14, err_msg=str(options))
 
 
+GUARDED = """
+import ctypes, mmap
+import numpy as np
+from xent_array import cross_entropy, cross_entropy_and_grad
+
+PAGES = 64
+protect = ctypes.CDLL(None, use_errno=True).mprotect
+protect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+
+def guarded(rows, classes, dtype, at_end):
+    # Memory between two pages that nobody may read or write.
+    memory = mmap.mmap(-1, (PAGES + 2) * mmap.PAGESIZE)
+    x = np.frombuffer(memory, np.uint8)
+    for page in (0, PAGES + 1):
+        assert protect(x.ctypes.data + page * mmap.PAGESIZE, mmap.PAGESIZE, 0) == 0
+    size = rows * classes * np.dtype(dtype).itemsize
+    offset = (PAGES + 1) * mmap.PAGESIZE - size if at_end else mmap.PAGESIZE
+    return np.ndarray((rows, classes), dtype, x, offset)
+
+for dtype in (np.float32, np.float64, np.float16):
+    for rows in (0, 1, 2, 129):
+        for classes in (10, 65, 128, 200):
+            for at_end in (False, True):
+                z, out = (guarded(rows, classes, dtype, at_end) for _ in range(2))
+                target = np.zeros(rows, int)
+                cross_entropy(z, target, reduction="sum", label_smoothing=0.1, return_stats=True)
+                cross_entropy_and_grad(z, target, reduction="sum", out=out)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="protects pages as Linux does")
+def test_nothing_outside_is_read_or_written():
+    """No rows among them: the first row is looked at before the others."""
+    subprocess.run([sys.executable, "-W", "error", "-c", GUARDED], check=True)
+
+
 def each(function, x, result):
     @numba.njit
     def run(x, result):

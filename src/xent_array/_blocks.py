@@ -27,11 +27,13 @@ BLOCK_BYTES: dict[Memory | Literal["threads", "kernel"], int] = {
     "device": 1 << 25,
 }
 
-#: How many rows a kernel reads in one go, and of how many bytes it writes the gradients in one go.
+#: Up to how many rows are one block of a kernel's, and of how many bytes in the compute dtype if
+#: gradients are written as well.
 KERNEL_ROWS, KERNEL_BYTES = 1 << 16, 1 << 26
 
-#: Into how many blocks a kernel's work is cut, at least, if it is cut.
-SHARES = 8
+#: How many rows the blocks of more have at most, into how many more are cut at least, and the bytes
+#: that the numbers of their rows may take in all that are under way at once.
+BLOCK_ROWS, SHARES, KERNEL_ROOM = 1 << 15, 8, 1 << 25
 
 #: How many blocks of array code may be under way at once: each takes a few arrays of a MiB.
 ROOM = 8
@@ -132,11 +134,15 @@ def budget_of_kernel(
 
     Blocks do not depend on how many threads there are: their sums are added up, to the same digits.
     """
-    rows = math.prod(shape)
-    size = rows * _row_bytes(classes, itemsize)
-    if rows <= KERNEL_ROWS and (size <= KERNEL_BYTES or not writes):
+    rows, weight = math.prod(shape), _row_bytes(classes, itemsize)
+    if rows <= KERNEL_ROWS and (rows * weight <= KERNEL_BYTES or not writes):
         return None
-    return min(size // SHARES, BLOCK_BYTES["kernel"])
+    return min(rows * weight // SHARES, BLOCK_ROWS * weight, BLOCK_BYTES["kernel"])
+
+
+def kernel_room(rows: int) -> int:
+    """How many blocks of so many rows kernels may have under way at once."""
+    return KERNEL_ROOM // max(1, min(rows * ROW_BYTES, KERNEL_ROOM))
 
 
 def _row_bytes(classes: int, itemsize: int) -> int:

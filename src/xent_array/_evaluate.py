@@ -14,6 +14,7 @@ from xent_array._blocks import (
     budget_of_kernel,
     for_each_block,
     keep_heap,
+    kernel_room,
     plan,
 )
 from xent_array._gradient import Demand, gradient
@@ -150,12 +151,12 @@ def _plan(batch: Batch, *, writes: bool = False) -> Plan:
 
 
 def _for_each(batch: Batch, work: Callable[[int, RowIndex], None], cut: Plan) -> None:
-    """Do some work on every block; kernels take no memory, so threads need not share it."""
+    """Do some work on every block; kernels take memory for the numbers of rows alone."""
     if batch.kernels is None:
         keep_heap(batch.backend, batch.logits)
         for_each_block(batch.backend, work, cut.blocks)
     else:
-        for_each_block(batch.backend, work, cut.blocks, room=len(cut.blocks))
+        for_each_block(batch.backend, work, cut.blocks, room=kernel_room(cut.rows))
 
 
 def _serial(batch: Batch) -> Batch:

@@ -91,8 +91,8 @@ def cross_entropy_and_grad(
         is 1: for reduction "none", the gradient of the sum.
     out
         Where the gradient is written: an array of the shape, dtype and device of `logits`, or
-        `logits` itself, whose values are then replaced block by block. Memory that overlaps
-        `logits` or `target` in any other way gives wrong results.
+        `logits` itself, whose values are then replaced block by block. Memory that overlaps an
+        argument in any other way gives wrong results.
 
     Returns
     -------

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from xent_array._backends import backend_of
 from xent_array._batch import Arrays, Batch, together, with_kernels
-from xent_array._blocks import Assembly, RowIndex, budget_of, keep_heap, plan
+from xent_array._blocks import Assembly, RowIndex, budget_of, budget_of_kernel, keep_heap, plan
 from xent_array._gradient import Demand, gradient
 from xent_array._namespace import Array
 from xent_array._rowwise import (
@@ -86,7 +86,10 @@ def _chunk(template: Batch, logits: Array, rows: Rows, whole: dict[str, Any]) ->
 def _blocks_of(batch: Batch) -> list[RowIndex]:
     width, itemsize = batch.logits.shape[-1], batch.backend.itemsize(batch.compute_dtype)
     keep_heap(batch.backend, batch.logits)
-    budget = budget_of(batch.backend, batch.memory, differentiable=False)
+    if batch.kernels is None:
+        budget = budget_of(batch.backend, batch.memory, differentiable=False)
+    else:
+        budget = budget_of_kernel(batch.shape, width, itemsize, writes=False)
     return plan(batch.shape, width, itemsize, budget).blocks
 
 

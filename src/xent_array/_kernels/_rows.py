@@ -55,14 +55,11 @@ from xent_array._kernels._lanes import (
 )
 
 #: How many numbers a lane adds up before the lanes are added, exactly, to the total.
-RUN = 32
+RUN = 8
 
 #: How many classes are added up before their sum is added, exactly, to the total: to some tens of
 #: lanes, whatever vectors there are. Of the row after the next as many are fetched meanwhile.
 STRETCH = 512
-
-#: Bytes of rows that lie in the second cache, it may be, and are not fetched ahead.
-NEAR = 1 << 20
 
 #: How many classes are worked on at once where lanes are rows: what fits the first cache.
 TILE = 64
@@ -143,6 +140,7 @@ def wide_stats(
     to_row_step,
     to_class_step,
     leaves,
+    fetches,
     scale,
     weight,
     at,
@@ -162,7 +160,7 @@ def wide_stats(
     high, last_weight = lanes[2], lanes[3]
     if even.size:
         last_weight[: classes - whole] = weight[whole:]
-    far = rows if rows * classes * z.itemsize > NEAR else 0
+    far = rows if fetches else 0
     ahead = top_of(high, lanes[0], z, 0, whole, classes)
     for i in range(rows):
         # One row ahead: what waits for the end of a maximum is summed meanwhile.
@@ -216,7 +214,7 @@ def wide_grad(
             for j in range(classes):
                 grad[j] = 0
             continue
-        if left:
+        if left:  # in the dtype that is computed in: none are left in a half one
             for start in range(0, classes, STRETCH):
                 length = min(STRETCH, classes - start)
                 if even.size:

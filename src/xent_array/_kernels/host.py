@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,16 +18,19 @@ _READ_AS = {"float64": "f8", "float32": "f4", "float16": "u2", "bfloat16": "i2"}
 #: Adjacent classes of a row are read along the row from so many on; of fewer, many rows at once.
 _MANY = 65
 
-#: What is worth a thread's while, a row weighing something beside its logits; and into how many
-#: shares for each thread work is cut at most, lest one that is slow be waited for.
-_SHARE_BYTES, _ROW_BYTES, _SHARES = 1 << 20, 64, 8
+#: Bytes of logits that are worth a thread's while, and how many shares there are for each thread at
+#: most: several, lest one that is slow be waited for.
+_SHARE_BYTES, _SHARES_EACH = 1 << 20, 8
+
+#: Bytes of logits from which on rows are fetched ahead; fewer lie in the second cache, it may be.
+_FAR_BYTES = 1 << 20
 
 #: In the place of an array that is not asked for.
 _NONE = {dtype: np.empty(0, dtype) for dtype in map(np.dtype, ("f4", "f8", "i8", "?"))}
 _INDEX, _MASK = np.dtype("i8"), np.dtype("?")
 
 
-@functools.cache
+@cache
 def _read_as(dtype: Any) -> Any:
     """The dtype that kernels read a dtype as; None: they cannot."""
     name = _READ_AS.get(dtype.name) if dtype.isnative else None
@@ -73,10 +76,12 @@ class Kernels(NamedTuple):
         factors = (dtype.type(scale), none if weight is None else _line(weight))
         columns = (_line(index), found, even, places)
         leaves = into is not None and _leaves(z, into, dtype)
+        fetches = z.nbytes > _FAR_BYTES
 
         def read(part: Array, to: Array, first: int) -> None:
             if _along_classes(part):
-                _call(_rows.wide_stats, *_seen(part), *_seen(to), leaves, *factors, first, *columns)
+                how = (leaves, fetches, *factors, first)
+                _call(_rows.wide_stats, *_seen(part), *_seen(to), *how, *columns)
             else:
                 _call(_rows.lane_stats, *_seen(part), *factors, first, *columns)
 
@@ -127,15 +132,21 @@ class Kernels(NamedTuple):
     def _share(self, work: Callable[..., None], rows: int, *arrays: Array) -> None:
         """Do some work on arrays of rows, several threads at once where there is enough of it."""
         z = arrays[0]
+        if rows == 0:
+            return
         parts = ((*arrays, 0),) if z.ndim == 2 else _runs(arrays)
-        shares = (z.nbytes + rows * _ROW_BYTES) // _SHARE_BYTES
+        shares = z.nbytes // _SHARE_BYTES
         threads = self.threads() if shares > 1 else 1
         if threads > 1:
-            shares = min(shares, _SHARES * threads)
-            for_each(lambda part: work(*part), _cut(parts, -(-rows // shares)), threads)
+            shares = min(shares, _SHARES_EACH * threads)
+            for_each(partial(_work_on, work), _dealt(parts, -(-rows // shares)), threads)
         else:
-            for part in parts:
-                work(*part)
+            _work_on(work, parts)
+
+
+def _work_on(work: Callable[..., None], parts: Iterable[tuple[Any, ...]]) -> None:
+    for part in parts:
+        work(*part)
 
 
 _SERIAL = Kernels(lambda: 1)
@@ -194,11 +205,20 @@ def _runs(arrays: tuple[Array, ...]) -> Iterator[tuple[Any, ...]]:
         before += part[0].shape[0]
 
 
-def _cut(parts: Iterable[tuple[Any, ...]], most: int) -> Iterator[tuple[Any, ...]]:
-    """The same of so many rows at most."""
+def _dealt(parts: Iterable[tuple[Any, ...]], most: int) -> Iterator[list[tuple[Any, ...]]]:
+    """Parts of arrays of rows in shares of so many rows, cut where they have more."""
+    share, room = [], most
     for *arrays, before in parts:
-        for start in range(0, arrays[0].shape[0], most):
-            yield *(x[start : start + most] for x in arrays), before + start
+        length, start = arrays[0].shape[0], 0
+        while start < length:
+            end = min(start + room, length)
+            share.append((*(x[start:end] for x in arrays), before + start))
+            start, room = end, room - (end - start)
+            if room == 0:
+                yield share
+                share, room = [], most
+    if share:
+        yield share
 
 
 def _flat(arrays: tuple[Array, ...]) -> Iterator[tuple[Array, ...]]:
