@@ -320,8 +320,8 @@ def test_options_mean_what_they_mean_to_the_array_code(on_gpu, axis, classes, mo
 def test_tiles_of_the_linear_loss(on_gpu, processor, monkeypatch, reduction, options):
     """Each is read once, and its gradient written over its logits."""
     monkeypatch.setitem(_tiles.TILE_BYTES, "device", 8 * test_linear.C * 3)
-    test_linear.test_equals_the_loss_of_the_logits(
-        np, test_linear.TARGET, reduction, test_linear.OPTIONS[options]
+    test_linear.equals_the_loss_of_the_logits(
+        np, test_linear.TARGET, reduction, test_linear.OPTIONS[options], None
     )
     rows = [form.kernel for *_, form, _ in processor.launches if "columns" not in form.kernel]
     assert rows[:2] == ["lane_stats_float64", "lane_grad_float64"]  # of the logits by hand

@@ -48,23 +48,27 @@ def by_hand(target, bias, options, grad_output=None):
 @pytest.mark.usefixtures("tile_rows")
 def test_equals_the_loss_of_the_logits(xp, request, target, reduction, options):
     """In value and gradients, with a bias and without, however rows are cut into tiles."""
-    options = {**options, "reduction": reduction}
     biases = (None, LINEAR_BIAS)
     if xp.__name__ in SHARE:  # each call is compiled, or made a graph: one of the two
         biases = biases[sum(map(ord, request.node.name)) % 2 :][:1]
     for bias in biases:
-        expected, slopes = by_hand(target, bias, options)
-        given = {**arrays(xp, options), "linear_bias": None if bias is None else make(xp, bias)}
-        arguments = make(xp, FEATURES), make(xp, LINEAR_WEIGHT), make(xp, target)
-        loss, grads = xent_array.linear_cross_entropy_and_grad(*arguments, **given)
-        alone = xent_array.linear_cross_entropy(*arguments, **given)
-        np.testing.assert_allclose(to_numpy(loss), expected, rtol=1e-13)
-        np.testing.assert_allclose(to_numpy(alone), expected, rtol=1e-13)
-        for ours, theirs in zip(grads, slopes, strict=True):
-            if theirs is None:
-                assert ours is None
-            else:
-                np.testing.assert_allclose(to_numpy(ours), theirs, rtol=1e-11, atol=1e-14)
+        equals_the_loss_of_the_logits(xp, target, reduction, options, bias)
+
+
+def equals_the_loss_of_the_logits(xp, target, reduction, options, bias):
+    options = {**options, "reduction": reduction}
+    expected, slopes = by_hand(target, bias, options)
+    given = {**arrays(xp, options), "linear_bias": None if bias is None else make(xp, bias)}
+    arguments = make(xp, FEATURES), make(xp, LINEAR_WEIGHT), make(xp, target)
+    loss, grads = xent_array.linear_cross_entropy_and_grad(*arguments, **given)
+    alone = xent_array.linear_cross_entropy(*arguments, **given)
+    np.testing.assert_allclose(to_numpy(loss), expected, rtol=1e-13)
+    np.testing.assert_allclose(to_numpy(alone), expected, rtol=1e-13)
+    for ours, theirs in zip(grads, slopes, strict=True):
+        if theirs is None:
+            assert ours is None
+        else:
+            np.testing.assert_allclose(to_numpy(ours), theirs, rtol=1e-11, atol=1e-14)
 
 
 @REDUCTIONS

@@ -132,10 +132,11 @@ class Kernels(NamedTuple):
     def _share(self, work: Callable[..., None], rows: int, *arrays: Array) -> None:
         """Do some work on arrays of rows, several threads at once where there is enough of it."""
         z = arrays[0]
-        if rows == 0:
-            return
-        parts = ((*arrays, 0),) if z.ndim == 2 else _runs(arrays)
         shares = z.nbytes // _SHARE_BYTES
+        if z.ndim == 2 and shares < 2 and rows:  # small calls come here
+            work(*arrays, 0)
+            return
+        parts = _runs(arrays) if rows else ()
         threads = self.threads() if shares > 1 else 1
         if threads > 1:
             shares = min(shares, _SHARES_EACH * threads)
@@ -154,8 +155,8 @@ _SERIAL = Kernels(lambda: 1)
 
 def _leaves(z: Array, into: Array, dtype: Any) -> bool:
     """Whether exponentials of rows can be left, as they are, where the gradient goes."""
-    apart = into.dtype == dtype and not np.may_share_memory(z, into)
-    return apart and _along_classes(z, into)
+    kept = _along_classes(z, into) and into.dtype == dtype
+    return kept and not np.may_share_memory(z, into)
 
 
 def _call(kernel: Any, *args: Any) -> None:
