@@ -26,8 +26,8 @@ pytestmark = pytest.mark.skipif(
 BFLOAT16 = ml_dtypes.bfloat16
 DTYPES = [np.float32, np.float64, np.float16, BFLOAT16]
 
-#: Around a block of lanes, a tile of classes, a run of additions, and both kinds of kernel.
-WIDTHS = [1, 2, 31, 33, 63, 64, 65, 127, 128, 129, 191, 256, 257, 4096, 4097, 4225]
+#: Around a block of lanes, a tile, a stretch, a run of additions, and both kinds of kernel.
+WIDTHS = [1, 2, 7, 9, 31, 33, 63, 64, 65, 127, 128, 129, 191, 256, 257, 511, 513, 4096, 4097, 4225]
 
 
 def unit_of(dtype):

@@ -119,7 +119,7 @@ def test_threads_share_the_rows_of_a_kernel(classes, layout, monkeypatch):
     host = pytest.importorskip("xent_array._kernels.host")
     rng = np.random.default_rng(0)
     z, target = rng.standard_normal((40, 20, classes)), rng.integers(0, classes, (40, 20))
-    z, target = (z[:, ::2], target[:, ::2]) if layout == "rows apart" else (z, target)
+    z, target = (z[:, 3:], target[:, 3:]) if layout == "rows apart" else (z, target)
     z, axis = (np.moveaxis(z, 2, 0).copy(), 0) if layout == "class axis first" else (z, 2)
     alone = xent_array.cross_entropy(z, target, axis=axis, return_stats=True, reduction="none")
     monkeypatch.setattr(host, "_SHARE_BYTES", 5000)

@@ -306,6 +306,12 @@ def with_kernels(batch: Batch) -> Batch:
     return batch._replace(kernels=_kernels_for(batch.backend, batch.logits, target, softcap, scale))
 
 
+def serial(batch: Batch) -> Batch:
+    """The same batch, the rows of its kernels shared by no threads."""
+    kernels = batch.kernels
+    return batch if kernels is None else batch._replace(kernels=kernels.serial())
+
+
 def _kernels_for(
     backend: Standard, logits: Array, target: Target, softcap: float | None, scale: Scalar
 ) -> Kernels | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from xent_array._batch import Batch, laid_out
+from xent_array._batch import Batch, laid_out, serial
 from xent_array._blocks import (
     Assembly,
     Plan,
@@ -58,7 +58,7 @@ def value(batch: Batch) -> Result:
     """
     batch = laid_out(batch._replace(kernels=None) if batch.differentiable else batch)
     with batch.backend.quiet():
-        outcome = _of_all(batch, _plan(batch))
+        outcome = _of_all(batch, plan_of(batch))
         return result_of(batch, outcome, outcome.counts, None)
 
 
@@ -70,7 +70,7 @@ def value_and_grad(batch: Batch) -> Result:
     """
     caller, backend = batch, batch.backend
     batch = laid_out(_constant(batch))
-    cut = _plan(batch, writes=True)
+    cut = plan_of(batch, writes=True)
     with backend.detached():
         counts = _counts(batch, cut) if batch.reduction == "mean" else None
         by = 1.0 if counts is None else divisor(batch, counts)
@@ -88,7 +88,7 @@ def value_to_differentiate(batch: Batch) -> tuple[Result, Kept]:
     """Evaluate the loss, and keep of each row what `grad_of_kept` needs."""
     batch = laid_out(_constant(batch))
     with batch.backend.detached():
-        outcome = _of_all(batch, _plan(batch), keep=True)
+        outcome = _of_all(batch, plan_of(batch), keep=True)
         counts = outcome.counts
         by = 1.0 if counts is None else divisor(batch, counts)
         return result_of(batch, outcome, counts, None, by), Kept(outcome.seen, by)
@@ -98,8 +98,8 @@ def grad_of_kept(batch: Batch, kept: Kept) -> Array:
     """The derivatives by the logits of a loss that was evaluated before."""
     caller, backend = batch, batch.backend
     batch = laid_out(_constant(batch))
-    cut = _plan(batch)
-    batch = batch if cut.whole else _serial(batch)
+    cut = plan_of(batch)
+    batch = batch if cut.whole else serial(batch)
     out = room_for_gradient(caller)
     demand = Demand(classes_last(backend, out, batch.axis), kept.divisor)
 
@@ -133,20 +133,20 @@ def room_for_gradient(batch: Batch) -> Array:
     return batch.backend.room(batch.logits.shape, batch.logits) if batch.out is None else batch.out
 
 
-def _plan(batch: Batch, *, writes: bool = False) -> Plan:
-    """How to walk through a batch, to read it alone or to write gradients of what was just read."""
-    backend, shape, classes = batch.backend, batch.shape, batch.classes
+def plan_of(batch: Batch, *, writes: bool = False) -> Plan:
+    """How to walk through rows, to read them alone or to write gradients of what was just read."""
+    backend, shape, width = batch.backend, batch.shape, batch.logits.shape[-1]
     itemsize = backend.itemsize(batch.compute_dtype)
     if batch.kernels is None:
         budget = budget_of(backend, batch.memory, differentiable=batch.differentiable)
     elif batch.memory == "device":  # a GPU shares rows by itself, in one block of them
         budget = None
     else:
-        budget = budget_of_kernel(shape, classes, itemsize, writes=writes)
-    cut = plan(shape, classes, itemsize, budget)
-    if len(cut.slabs) > 1 and (batch.backend.maps_rows or batch.kernels is not None):
+        budget = budget_of_kernel(shape, width, itemsize, writes=writes)
+    cut = plan(shape, width, itemsize, budget)
+    if len(cut.slabs) > 1 and (backend.maps_rows or batch.kernels is not None):
         # Whole rows: a compiler has no memory of ours to write slabs to, a kernel needs none.
-        cut = cut._replace(slabs=[slice(0, batch.classes)])
+        cut = cut._replace(slabs=[slice(0, width)])
     return cut
 
 
@@ -157,12 +157,6 @@ def _for_each(batch: Batch, work: Callable[[int, RowIndex], None], cut: Plan) ->
         for_each_block(batch.backend, work, cut.blocks)
     else:
         for_each_block(batch.backend, work, cut.blocks, room=kernel_room(cut.rows))
-
-
-def _serial(batch: Batch) -> Batch:
-    """The same for several blocks: threads share those, and not the rows of each."""
-    kernels = batch.kernels
-    return batch if kernels is None else batch._replace(kernels=kernels.serial())
 
 
 def _of_all(
@@ -177,7 +171,7 @@ def _of_all(
         return _of_block(batch, blocks[0], slabs, demand, keep=keep)
     if batch.backend.maps_rows:
         return _mapped(batch, cut, demand)
-    batch = _serial(batch)
+    batch = serial(batch)  # threads share the blocks, and not the rows of each
     backend, per_row = batch.backend, batch.reduction == "none"
     rows, parts = Assembly(backend, (*batch.shape, 1)), Assembly(backend, (len(blocks),))
 

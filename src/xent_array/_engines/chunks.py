@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from xent_array._backends import backend_of
-from xent_array._batch import Arrays, Batch, together, with_kernels
-from xent_array._blocks import Assembly, RowIndex, budget_of, budget_of_kernel, keep_heap, plan
+from xent_array._batch import Arrays, Batch, serial, together, with_kernels
+from xent_array._blocks import Assembly, RowIndex, keep_heap
+from xent_array._evaluate import plan_of
 from xent_array._gradient import Demand, gradient
 from xent_array._namespace import Array
 from xent_array._rowwise import (
@@ -77,20 +78,12 @@ def _chunk(template: Batch, logits: Array, rows: Rows, whole: dict[str, Any]) ->
     )
     if logits.shape[-1] < batch.classes:
         return batch  # kernels read whole rows
-    batch = with_kernels(batch)
-    kernels = batch.kernels
-    # Chunks are on dask's threads already.
-    return batch if kernels is None else batch._replace(kernels=kernels.serial())
+    return serial(with_kernels(batch))  # chunks are on dask's threads already
 
 
 def _blocks_of(batch: Batch) -> list[RowIndex]:
-    width, itemsize = batch.logits.shape[-1], batch.backend.itemsize(batch.compute_dtype)
     keep_heap(batch.backend, batch.logits)
-    if batch.kernels is None:
-        budget = budget_of(batch.backend, batch.memory, differentiable=False)
-    else:
-        budget = budget_of_kernel(batch.shape, width, itemsize, writes=False)
-    return plan(batch.shape, width, itemsize, budget).blocks
+    return plan_of(batch).blocks
 
 
 def _slice_of(classes: Array) -> slice:
