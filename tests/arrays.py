@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xent_array import _blocks
+from xent_array import _blocks, _kernels
 from xent_array._backends._standard import HALF
 from xent_array._capabilities import LIBRARIES
 
@@ -54,8 +54,12 @@ def set_budget(monkeypatch, size):
     """Take blocks of so many bytes of logits, their rows' own memory aside."""
     for kind in ("host", "threads", "kernel"):
         monkeypatch.setitem(_blocks.BLOCK_BYTES, kind, size)
-    for name, value in (("ROW_BYTES", 0), ("KERNEL_ROWS", 0), ("SHARES", 1)):
-        monkeypatch.setattr(_blocks, name, value)
+    monkeypatch.setattr(_blocks, "ROW_BYTES", 0)
+    if _kernels.why_not_for_host() is None:
+        from xent_array._kernels import host
+
+        for name, value in (("_SHARE_BYTES", size), ("_ROW_BYTES", 0), ("_SHARES", 1 << 30)):
+            monkeypatch.setattr(host, name, value)
 
 
 def spacing(value, dtype):

@@ -17,8 +17,8 @@ pytest.importorskip("cuda.core", reason="there is no cuda.core here, hence no NV
 from cuda.core import Program, ProgramOptions
 
 from xent_array._kernels import nvrtc
-from xent_array._kernels.columns import TYPES
 from xent_array._kernels.cuda import PLAIN
+from xent_array._kernels.cuda_columns import TYPES
 from xent_array._kernels.launches import Form, Launch, launching
 
 from cuda_stand_in import NumpyMemory, Recorder, compute_dtype, on_device

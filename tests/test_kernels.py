@@ -115,19 +115,6 @@ def test_exponentials_that_are_left_make_the_same_gradient(classes, dtype, smoot
     np.testing.assert_array_equal(grad, there)
 
 
-def test_where_exponentials_are_left():
-    z = np.zeros((3, 200), np.float32)
-    index, compute = np.zeros((3, 1), int), np.dtype(np.float32)
-    cases = [(z, True), (z.astype(BFLOAT16), False), (z[:, :50], False), (z[:, ::2], False)]
-    for logits, leaves in cases:
-        room = np.full(logits.shape, 7, logits.dtype)
-        found = KERNELS.row_stats(logits, index, None, 1.0, compute, place=True, into=room)
-        assert found.left == leaves
-        assert np.all(room == (1 if leaves else 7))
-    assert not KERNELS.row_stats(z, index, None, 1.0, compute, place=True, into=z).left
-    assert np.all(z == 0)
-
-
 OPTIONS = {
     "weight": [None, "weights"],
     "label_smoothing": [0.0, 0.1, 1.0],
@@ -275,6 +262,17 @@ def test_exp_where_it_ends():
         np.testing.assert_array_equal(ends, [1, 0, np.nan])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_log1p_within_two_units_of_rounding(dtype):
+    x = np.concatenate([np.geomspace(1e-37, 1e6, 200_001), np.linspace(0, 4, 100_001)])
+    x = x.astype(dtype)
+    exact = np.log1p(x.astype(np.longdouble))
+    result = each(_arithmetic.log1p, x, np.empty_like(x))
+    assert np.all(np.abs(result - exact) <= 2 * unit_of(dtype) * exact)
+    ends = each(_arithmetic.log1p, np.asarray([0, np.nan], dtype), np.empty(2, dtype))
+    np.testing.assert_array_equal(ends, [0, np.nan])
+
+
 def test_memory_that_kernels_cannot_read_is_read_by_array_code():
     """Of another byte order, or not aligned: the result is the same."""
     z = np.random.default_rng(0).standard_normal((4, 100))
@@ -294,17 +292,13 @@ def test_one_compilation_serves_every_layout():
     target = np.zeros(200, int)
     xent_array.cross_entropy_and_grad(z, target)
     xent_array.cross_entropy_and_grad(z.T[:64].T, target)
-    before = [len(kernel.signatures) for kernel in kernels()]
+    before = len(_rows.along.signatures) + len(_rows.across.signatures)
     z.flags.writeable = target.flags.writeable = False
     for view in (z, z[::2], z[:, ::2], np.asfortranarray(z), z[:, :20], z[None]):
         rows = np.zeros(view.shape[:-1], int)
         rows.flags.writeable = False
         xent_array.cross_entropy_and_grad(view, rows, axis=-1)
-    assert [len(kernel.signatures) for kernel in kernels()] == before
-
-
-def kernels():
-    return _rows.wide_stats, _rows.wide_grad, _rows.lane_stats, _rows.lane_grad
+    assert len(_rows.along.signatures) + len(_rows.across.signatures) == before
 
 
 def test_a_disk_that_takes_nothing_is_no_obstacle(monkeypatch):

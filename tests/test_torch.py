@@ -521,3 +521,10 @@ def test_a_graph_recorded_from_values_holds_for_others():
     torch.testing.assert_close(
         graph(logits, tensor(TARGET)), F.cross_entropy(logits, tensor(TARGET))
     )
+
+
+def test_negated_bfloat16_is_read_as_it_is():
+    """Memory that torch negates on the way."""
+    logits, target = torch.randn(5, 70).to(torch.bfloat16), torch.arange(5)
+    expected = xent_array.cross_entropy(-logits, target)
+    assert torch.equal(xent_array.cross_entropy(torch._neg_view(logits), target), expected)

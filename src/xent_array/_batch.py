@@ -49,6 +49,7 @@ class Batch(NamedTuple):
     logits: Array  # as the caller has them, until `laid_out`
     target: Target
     kernels: Kernels | None  # what reads the rows; None: array code
+    lent: Batch | None = None  # the same for the evaluator, if that is at hand: see `lend`
 
 
 def gather(
@@ -73,10 +74,13 @@ def gather(
     if signature is not None:
         if len(_templates) >= TEMPLATES:
             _templates.clear()
-        column = batch.target.renewed(batch.target.q, None)
-        _templates[signature] = batch._replace(logits=None, target=column)
+        lent = lend(batch)
+        _templates[signature] = _emptied(batch, None if lent is None else _emptied(lent, None))
     return batch
 
+
+#: The places of two fields of a batch.
+_OUT, _LOGITS = map(Batch._fields.index, ("out", "logits"))
 
 #: How many templates are kept, at most.
 TEMPLATES = 256
@@ -94,16 +98,46 @@ def _signature(logits: Array, target: Array, options: Options) -> Any:
     return backend, arrays, None if options is DEFAULTS else options
 
 
+def _emptied(batch: Batch, lent: Batch | None) -> Batch:
+    """A batch without logits and target."""
+    target = batch.target.holding(batch.target.q, None)
+    return Batch._make((*batch[:_LOGITS], None, target, batch.kernels, lent))
+
+
 def _renewed(template: Batch, logits: Array, target: Array, options: Options) -> Batch:
     """The batch of a call like an earlier one, by its values."""
-    q, checked = template.target.q, template.target
-    if type(checked) is IndexTarget:
-        checked = checked_indices(template.memory, target, q, None, options)
-    else:
+    backend = template.backend
+    q, checked, lent = template.target.q, template.target, template.lent
+    if lent is not None:
+        lent = _renewed(lent, backend.lent(logits), backend.lent(target), options)
+    if type(checked) is not IndexTarget:
         checked = checked.renewed(q, target)
-    softcap, scale = template.softcap, template.logit_scale
-    kernels = _kernels_for(template.backend, logits, checked, softcap, scale)
-    return Batch._make((*template[:-3], logits, checked, kernels))
+    elif lent is None:
+        checked = checked_indices(template.memory, target, q, None, options)
+    else:  # its values were looked at
+        checked = checked.like(lent.target, target)
+    kernels = _kernels_for(template, logits, checked)
+    return Batch._make((*template[:_LOGITS], logits, checked, kernels, lent))
+
+
+def lend(batch: Batch) -> Batch | None:
+    """The same batch for what evaluates it in the place of its library, constant to that.
+
+    None: its library does, or an array is of a kind that the other does not know.
+    """
+    if batch.lent is not None:
+        return batch.lent
+    backend = batch.backend
+    evaluator = backend.evaluator(batch.logits)
+    if evaluator is backend:
+        return None
+    try:
+        arrays = [x if type(x) in NUMBERS else backend.lent(x) for x in arrays_of(batch)]
+    except LookupError:
+        return None
+    logits: Array = arrays[0]
+    dtype = evaluator.compute_dtype(logits.dtype)
+    return with_kernels(with_arrays(batch, arrays, (evaluator, dtype, dtype, False), None))
 
 
 def _gather(
@@ -177,11 +211,7 @@ def gathered(
         options.denominator,
     )
     others_differentiable = backend.differentiates(*others)
-    kernels = None
-    # Kernels write where they can read.
-    if logits is not None and (out is None or backend.kernels(out) is not None):
-        kernels = _kernels_for(backend, logits, checked, softcap, scale)
-    return Batch(  # in place: naming twenty fields costs a small call 2 µs
+    batch = Batch(  # in place: naming twenty fields costs a small call 2 µs
         backend,
         dtype,
         result_dtype,
@@ -205,8 +235,15 @@ def gathered(
         upstream,
         logits,
         checked,
-        kernels,
+        None,
     )
+    # Kernels write where they can read.
+    reads = logits is not None and (out is None or backend.kernels(out, axis) is not None)
+    return with_kernels(batch) if reads else batch
+
+
+#: The types of what may be in the place of an array.
+NUMBERS = frozenset((float, type(None)))
 
 
 class Arrays(NamedTuple):
@@ -223,29 +260,27 @@ class Arrays(NamedTuple):
     grad_output: Array | None
 
 
+#: In the place of all arrays but logits and target.
+_NO_OTHERS = (None,) * (len(Arrays._fields) - 2)
+
+
 def apart(batch: Batch, kind: type) -> tuple[Batch, Arrays]:
     """Part a batch from its arrays, which are of a `kind`; `together` undoes it.
 
     The batch keeps its numbers. It holds nothing of the caller's, and can be hashed.
     """
     held = arrays_of(batch)
-    arrays = Arrays(*[x if isinstance(x, kind) else None for x in held])
-    numbers = Arrays(*[x if own is None else None for x, own in zip(held, arrays, strict=True)])
-    return with_arrays(batch, numbers, batch[:4], batch.kernels), arrays
+    if NUMBERS.issuperset(map(type, held[2:])):
+        return _emptied(batch, None), Arrays._make((*held[:2], *_NO_OTHERS))
+    arrays = [x if isinstance(x, kind) else None for x in held]
+    numbers = [None if isinstance(x, kind) else x for x in held]
+    return with_arrays(batch, numbers, batch[:4], batch.kernels), Arrays._make(arrays)
 
 
 def together(batch: Batch, arrays: Arrays) -> Batch:
     """Give a batch its arrays, or others; for None it keeps what it has."""
-    pairs = zip(arrays, arrays_of(batch), strict=True)
-    arrays = Arrays(*[own if x is None else x for x, own in pairs])
-    return with_arrays(batch, arrays, batch[:4], batch.kernels)
-
-
-def moved(batch: Batch, backend: Standard, arrays: Arrays, dtype: Any) -> Batch:
-    """The same batch on the arrays of another library, a result of `dtype` constant to it."""
-    softcap, scale = batch.softcap, arrays.logit_scale
-    kernels = _kernels_for(backend, arrays.logits, batch.target, softcap, scale)
-    return with_arrays(batch, arrays, (backend, dtype, dtype, False), kernels)
+    every = [own if x is None else x for x, own in zip(arrays, arrays_of(batch), strict=True)]
+    return with_arrays(batch, every, batch[:4], batch.kernels)
 
 
 def arrays_of(batch: Batch) -> Arrays:
@@ -253,7 +288,7 @@ def arrays_of(batch: Batch) -> Arrays:
     q = batch.target.q
     return Arrays(
         batch.logits,
-        batch.target.column,
+        batch.target.array,
         q.weight,
         q.smoothing,
         batch.where,
@@ -265,14 +300,19 @@ def arrays_of(batch: Batch) -> Arrays:
 
 
 def with_arrays(
-    batch: Batch, arrays: Arrays, library: tuple[Any, ...], kernels: Kernels | None
+    batch: Batch, arrays: Sequence[Any], library: tuple[Any, ...], kernels: Kernels | None
 ) -> Batch:
-    """The same call on other arrays, those of a library as the first fields of a batch tell it."""
-    logits, column, weight, smoothing, *others = arrays
+    """The same call on other `Arrays`, of a library as the first fields of a batch tell it."""
+    logits, own, weight, smoothing, *others = arrays
     q = Smoothing(library[0], batch.classes, weight, smoothing)
-    target = batch.target.renewed(q, column)
-    rest = (batch.out, *others, logits, target, kernels)
+    target = batch.target.holding(q, own)
+    rest = (batch.out, *others, logits, target, kernels, None)
     return Batch._make((*library, *batch[4:15], *rest))
+
+
+def with_out(batch: Batch, out: Array) -> Batch:
+    """The same with memory for the gradient."""
+    return Batch._make((*batch[:_OUT], out, *batch[_OUT + 1 :]))
 
 
 def with_columns(
@@ -295,15 +335,13 @@ def laid_out(batch: Batch) -> Batch:
         return batch
     backend, axis, target = batch.backend, batch.axis, batch.target
     if isinstance(target, ProbabilityTarget):
-        rows = classes_last(backend, target.probabilities, axis)
-        target = target._replace(probabilities=rows)
+        target = target._replace(array=classes_last(backend, target.array, axis))
     return batch._replace(logits=classes_last(backend, batch.logits, axis), target=target)
 
 
 def with_kernels(batch: Batch) -> Batch:
     """The same batch, read by kernels where there are any for it."""
-    target, softcap, scale = batch.target, batch.softcap, batch.logit_scale
-    return batch._replace(kernels=_kernels_for(batch.backend, batch.logits, target, softcap, scale))
+    return batch._replace(kernels=_kernels_for(batch, batch.logits, batch.target))
 
 
 def serial(batch: Batch) -> Batch:
@@ -312,13 +350,12 @@ def serial(batch: Batch) -> Batch:
     return batch if kernels is None else batch._replace(kernels=kernels.serial())
 
 
-def _kernels_for(
-    backend: Standard, logits: Array, target: Target, softcap: float | None, scale: Scalar
-) -> Kernels | None:
+def _kernels_for(batch: Batch, logits: Array, target: Target) -> Kernels | None:
     """What reads rows of logits: kernels know class indices, and a scale below the top."""
-    if softcap is not None or type(scale) is not float or scale <= 0.0:
+    scale = batch.logit_scale
+    if batch.softcap is not None or type(scale) is not float or scale <= 0.0:
         return None
-    return backend.kernels(logits) if type(target) is IndexTarget else None
+    return batch.backend.kernels(logits, batch.axis) if type(target) is IndexTarget else None
 
 
 def _upstream(

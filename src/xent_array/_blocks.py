@@ -18,22 +18,14 @@ RowIndex = tuple[int | slice | EllipsisType, ...]
 #: Bytes of logits in one block, in the compute dtype, per kind of memory. A loss works on three or
 #: four arrays of that size, which should stay in cache; blocks much smaller lose to the cost of a
 #: call. "threads" are host memory whose blocks several threads work on at once. "device" is a guess
-#: at a GPU's cache, to be measured on one. A block that a "kernel" reads takes no memory, and is so
-#: large that Python takes little of the time.
+#: at a GPU's cache, to be measured on one. Of a block that a "kernel" reads only the numbers of its
+#: rows take memory.
 BLOCK_BYTES: dict[Memory | Literal["threads", "kernel"], int] = {
     "host": 3 << 20,
     "threads": 1 << 20,
     "kernel": 8 << 20,
     "device": 1 << 25,
 }
-
-#: Up to how many rows are one block of a kernel's, and of how many bytes in the compute dtype if
-#: gradients are written as well.
-KERNEL_ROWS, KERNEL_BYTES = 1 << 16, 1 << 26
-
-#: How many rows the blocks of more have at most, into how many more are cut at least, and the bytes
-#: that the numbers of their rows may take in all that are under way at once.
-BLOCK_ROWS, SHARES, KERNEL_ROOM = 1 << 15, 8, 1 << 25
 
 #: How many blocks of array code may be under way at once: each takes a few arrays of a MiB.
 ROOM = 8
@@ -124,45 +116,20 @@ def budget_of(backend: Standard, memory: Memory, *, differentiable: bool) -> int
     return BLOCK_BYTES["threads" if memory == "host" and backend.shares_blocks else memory]
 
 
-def budget_of_kernel(
-    shape: tuple[int, ...], classes: int, itemsize: int, *, writes: bool
-) -> int | None:
-    """The bytes of a block that a kernel reads, or reads and then `writes` the gradient of.
-
-    Threads share the rows of a kernel, so one block is best, unless the numbers of its rows take
-    memory, or what is written would not lie in cache any more.
-
-    Blocks do not depend on how many threads there are: their sums are added up, to the same digits.
-    """
-    rows, weight = math.prod(shape), _row_bytes(classes, itemsize)
-    if rows <= KERNEL_ROWS and (rows * weight <= KERNEL_BYTES or not writes):
-        return None
-    return min(rows * weight // SHARES, BLOCK_ROWS * weight, BLOCK_BYTES["kernel"])
-
-
-def kernel_room(rows: int) -> int:
-    """How many blocks of so many rows kernels may have under way at once."""
-    return KERNEL_ROOM // max(1, min(rows * ROW_BYTES, KERNEL_ROOM))
-
-
 def _row_bytes(classes: int, itemsize: int) -> int:
     return classes * itemsize + ROW_BYTES
 
 
 def for_each_block(
-    backend: Standard,
-    work: Callable[[int, RowIndex], object],
-    blocks: Sequence[RowIndex],
-    *,
-    room: int = ROOM,
+    backend: Standard, work: Callable[[int, RowIndex], object], blocks: Sequence[RowIndex]
 ) -> None:
-    """Do some work on every block, `room` telling how many may be under way at once."""
+    """Do some work on every block."""
 
     def quietly(item: tuple[int, RowIndex]) -> None:
         with backend.quiet():  # which holds for one thread
             work(*item)
 
-    threads = min(backend.threads(), len(blocks), room)
+    threads = min(backend.threads(), len(blocks), ROOM)
     for_each(quietly, enumerate(blocks), threads)
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from xent_array._batch import Batch, laid_out, serial
+from xent_array._batch import Batch, laid_out
 from xent_array._blocks import (
+    BLOCK_BYTES,
     Assembly,
     Plan,
     RowIndex,
     budget_of,
-    budget_of_kernel,
     for_each_block,
     keep_heap,
-    kernel_room,
     plan,
 )
 from xent_array._gradient import Demand, gradient
@@ -70,7 +69,7 @@ def value_and_grad(batch: Batch) -> Result:
     """
     caller, backend = batch, batch.backend
     batch = laid_out(_constant(batch))
-    cut = plan_of(batch, writes=True)
+    cut = plan_of(batch)
     with backend.detached():
         counts = _counts(batch, cut) if batch.reduction == "mean" else None
         by = 1.0 if counts is None else divisor(batch, counts)
@@ -99,7 +98,6 @@ def grad_of_kept(batch: Batch, kept: Kept) -> Array:
     caller, backend = batch, batch.backend
     batch = laid_out(_constant(batch))
     cut = plan_of(batch)
-    batch = batch if cut.whole else serial(batch)
     out = room_for_gradient(caller)
     demand = Demand(classes_last(backend, out, batch.axis), kept.divisor)
 
@@ -133,17 +131,14 @@ def room_for_gradient(batch: Batch) -> Array:
     return batch.backend.room(batch.logits.shape, batch.logits) if batch.out is None else batch.out
 
 
-def plan_of(batch: Batch, *, writes: bool = False) -> Plan:
-    """How to walk through rows, to read them alone or to write gradients of what was just read."""
-    backend, shape, width = batch.backend, batch.shape, batch.logits.shape[-1]
-    itemsize = backend.itemsize(batch.compute_dtype)
+def plan_of(batch: Batch) -> Plan:
+    """How to walk through rows."""
+    backend, width = batch.backend, batch.logits.shape[-1]
     if batch.kernels is None:
         budget = budget_of(backend, batch.memory, differentiable=batch.differentiable)
-    elif batch.memory == "device":  # a GPU shares rows by itself, in one block of them
-        budget = None
-    else:
-        budget = budget_of_kernel(shape, width, itemsize, writes=writes)
-    cut = plan(shape, width, itemsize, budget)
+    else:  # columns stand for all rows
+        budget = None if batch.memory == "device" else BLOCK_BYTES["kernel"]
+    cut = plan(batch.shape, width, backend.itemsize(batch.compute_dtype), budget)
     if len(cut.slabs) > 1 and (backend.maps_rows or batch.kernels is not None):
         # Whole rows: a compiler has no memory of ours to write slabs to, a kernel needs none.
         cut = cut._replace(slabs=[slice(0, width)])
@@ -151,12 +146,9 @@ def plan_of(batch: Batch, *, writes: bool = False) -> Plan:
 
 
 def _for_each(batch: Batch, work: Callable[[int, RowIndex], None], cut: Plan) -> None:
-    """Do some work on every block; kernels take memory for the numbers of rows alone."""
-    if batch.kernels is None:
-        keep_heap(batch.backend, batch.logits)
-        for_each_block(batch.backend, work, cut.blocks)
-    else:
-        for_each_block(batch.backend, work, cut.blocks, room=kernel_room(cut.rows))
+    """Do some work on every block."""
+    keep_heap(batch.backend, batch.logits)
+    for_each_block(batch.backend, work, cut.blocks)
 
 
 def _of_all(
@@ -171,7 +163,6 @@ def _of_all(
         return _of_block(batch, blocks[0], slabs, demand, keep=keep)
     if batch.backend.maps_rows:
         return _mapped(batch, cut, demand)
-    batch = serial(batch)  # threads share the blocks, and not the rows of each
     backend, per_row = batch.backend, batch.reduction == "none"
     rows, parts = Assembly(backend, (*batch.shape, 1)), Assembly(backend, (len(blocks),))
 
@@ -228,7 +219,7 @@ def _mapped(batch: Batch, cut: Plan, demand: Demand | None) -> Outcome:
 def _of_block(
     batch: Batch, block: RowIndex, slabs: list[slice], demand: Demand | None, *, keep: bool
 ) -> Outcome:
-    reading = read(batch, block, slabs, None if demand is None else demand.into)
+    reading = read(batch, block, slabs)
     loss, stats = conclude(batch, block, reading)
     grad = counts = None
     if batch.reduction != "none":

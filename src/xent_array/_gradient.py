@@ -77,7 +77,6 @@ def _write_by_kernel(batch: Batch, z: Array, reading: Reading, pull: Pull, into:
         index=slope.index,
         chosen=slope.chosen,
         kept=rows.kept,
-        left=seen.left,
     )
 
 

@@ -42,7 +42,7 @@ def divisor(batch: Batch, rows: Counts) -> Scalar:
         return batch.denominator
     total = rows.kept if batch.by_rows else rows.weight
     if total is None:
-        return float(max(math.prod(batch.shape), 1))
+        return batch.backend.row_count(batch.logits, batch.shape)
     xp = batch.backend.xp
     total = batch.backend.cast(total, batch.compute_dtype)
     total = xp.where(total == 0.0, xp.nan, total)

@@ -56,28 +56,21 @@ class Reading(NamedTuple):
     seen: Spread | Glance | None  # of whole rows; None where read in slabs, or long ago
 
 
-def read(batch: Batch, block: RowIndex, slabs: list[slice], into: Array | None = None) -> Reading:
-    """Read one block of rows, slab by slab of their classes; `into` is where gradients will go."""
+def read(batch: Batch, block: RowIndex, slabs: list[slice]) -> Reading:
+    """Read one block of rows, slab by slab of their classes."""
     rows = rows_of(batch, block)
     if len(slabs) == 1:
-        return Reading(rows, *read_slab(batch, block, rows, slabs[0], slab=False, into=into))
+        return Reading(rows, *read_slab(batch, block, rows, slabs[0], slab=False))
     parts = [read_slab(batch, block, rows, classes, slab=True)[0] for classes in slabs]
     return Reading(rows, whole_rows(fold(parts, partial(merge_slabs, batch))), None)
 
 
 def read_slab(
-    batch: Batch,
-    block: RowIndex,
-    rows: TargetRows,
-    classes: slice,
-    *,
-    slab: bool,
-    into: Array | None = None,
+    batch: Batch, block: RowIndex, rows: TargetRows, classes: slice, *, slab: bool
 ) -> tuple[Slab, Spread | Glance]:
     """Read a `slab` of the classes of a block, or all of them."""
     if batch.kernels is not None and isinstance(rows, IndexRows):
-        into = None if into is None else into[block]
-        return _read_by_kernel(batch, batch.logits[block], rows, classes, into)
+        return _read_by_kernel(batch, batch.logits[block], rows, classes)
     backend, xp = batch.backend, batch.backend.xp
     given = backend.cast(slab_of(batch.logits[block], classes), batch.compute_dtype)
     given = backend.arranged(given)
@@ -98,21 +91,18 @@ def read_slab(
     return Slab(numbers, prediction, label), seen
 
 
-def _read_by_kernel(
-    batch: Batch, z: Array, rows: IndexRows, classes: slice, into: Array | None
-) -> tuple[Slab, Glance]:
+def _read_by_kernel(batch: Batch, z: Array, rows: IndexRows, classes: slice) -> tuple[Slab, Glance]:
     """Read whole rows by a kernel."""
     assert batch.kernels is not None
-    top, rest, picked, fall, place, left = batch.kernels.row_stats(
+    top, rest, picked, fall, place = batch.kernels.row_stats(
         z,
         rows.index,
         rows.q.even_share(),
         batch.logit_scale,
         batch.compute_dtype,
         place=batch.return_stats,
-        into=into,
     )
-    seen = Glance(top, rest, picked, fall, left)
+    seen = Glance(top, rest, picked, fall)
     numbers = FourNumbers(top, rest, *rows.weigh(seen, classes))
     return Slab(numbers, None if place is None else Greatest(top, place), None), seen
 

@@ -70,7 +70,6 @@ class Glance(NamedTuple):
     rest: Array
     picked: Array  # scale·(z - top) at the index
     fall: Array | None = None  # the sum of share·weight·scale·(z - top), where it was asked for
-    left: bool = False  # whether exp(scale·(z - top)) lies where the gradient goes
 
     def shifted_at(self, _backend: Standard, _index: Array) -> Array:
         return self.picked

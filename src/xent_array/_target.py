@@ -116,13 +116,13 @@ def _within(backend: Standard, target: Array, rows: int, classes: int) -> bool:
 def _raise_bad(target: IndexTarget, where: Array | None, options: Options) -> None:
     """Raise IndexError for the first row that counts and whose index is not a class, if any."""
     backend, before = target.q.backend, 0
-    shape, classes = tuple(target.index.shape[:-1]), target.q.classes
+    shape, classes = tuple(target.array.shape[:-1]), target.q.classes
     for block in row_blocks(shape, LOOK):
         rows = target.rows(block, None if where is None else where[block])
         bad = backend.xp.reshape(rows.bad, (-1,))
         if backend.any(bad):
             first = int(backend.xp.argmax(backend.cast(bad, rows.index.dtype)))
-            value = _value(backend, target.index[block], first)
+            value = _value(backend, target.array[block], first)
             place = ", ".join(map(str, _unravel(before + first, shape)))
             raise IndexError(
                 f"target{f'[{place}]' if place else ''} is {value}: outside the {classes} classes "

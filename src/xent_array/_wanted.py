@@ -74,23 +74,32 @@ class Slope(NamedTuple):
 
 
 class IndexTarget(NamedTuple):
-    """Class indices, shaped (rows..., 1), of any integer dtype."""
+    """Class indices of any integer dtype."""
 
     q: Smoothing
-    index: Array
+    array: Array  # shaped (rows..., 1), or (rows...)
     ignore_index: int | None  # None: no row holds it
     trusted: bool  # every index that counts is known to be a class
+    flat: bool = False  # the array lacks the class axis, which a small call need not pay for
 
     @property
     def column(self) -> Array:
         """What there is of each row."""
-        return self.index
+        return self.array[..., None] if self.flat else self.array
 
     def renewed(self, q: Smoothing, column: Array) -> IndexTarget:
         return IndexTarget(q, column, self.ignore_index, self.trusted)
 
+    def holding(self, q: Smoothing, array: Array) -> IndexTarget:
+        """The same with an array like its own."""
+        return IndexTarget(q, array, self.ignore_index, self.trusted, self.flat)
+
+    def like(self, other: Any, array: Array) -> IndexTarget:
+        """The same with an array that lacks the class axis, of what another was found to hold."""
+        return IndexTarget(self.q, array, other.ignore_index, other.trusted, flat=True)
+
     def rows(self, block: RowIndex, where: Array | None) -> IndexRows:
-        backend, index = self.q.backend, self.index[block]
+        backend, index = self.q.backend, self.column[block]
         index = backend.cast(index, backend.index_dtype(index))
         kept = where
         if self.ignore_index is not None:
@@ -196,18 +205,22 @@ class ProbabilityTarget(NamedTuple):
     """A probability for every class, shaped as the logits."""
 
     q: Smoothing
-    probabilities: Array
+    array: Array
 
     @property
     def column(self) -> Array:
         """What there is of each row."""
-        return self.probabilities
+        return self.array
 
     def renewed(self, q: Smoothing, column: Array) -> ProbabilityTarget:
         return ProbabilityTarget(q, column)
 
+    def holding(self, q: Smoothing, array: Array) -> ProbabilityTarget:
+        """The same with an array like its own."""
+        return ProbabilityTarget(q, array)
+
     def rows(self, block: RowIndex, where: Array | None) -> ProbabilityRows:
-        return ProbabilityRows(self.q, self.probabilities[block], where)
+        return ProbabilityRows(self.q, self.array[block], where)
 
 
 class ProbabilityRows(NamedTuple):

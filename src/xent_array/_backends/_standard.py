@@ -34,8 +34,9 @@ class Standard:
     """
 
     #: A sum of exponentials, the greatest of them 1, from which the 1 can be taken again: the sum's
-    #: own error, multiplied by 1 + 1/rest, must keep to the promise.
-    trusted_sum = 1.5
+    #: own error, multiplied by 1 + 1/rest, is that of `rest`, and of what gradients of a row add up
+    #: to.
+    trusted_sum = 3.0
 
     #: Whether blocks are a loop of the library's own, `map_rows`, and not of Python.
     maps_rows = False
@@ -86,8 +87,8 @@ class Standard:
         """Whether Python may look at values in passing: host memory, data-dependent indexing."""
         return False
 
-    def kernels(self, x: Array) -> Kernels | None:
-        """What reads rows of `x` in the place of array code, if anything does."""
+    def kernels(self, x: Array, axis: int = -1) -> Kernels | None:
+        """What reads rows of `x`, of classes along an axis, in the place of array code, if any."""
         return None
 
     def why_no_kernels(self, x: Array) -> str | None:
@@ -97,6 +98,10 @@ class Standard:
     def evaluator(self, x: Array) -> Standard:
         """What evaluates `x` where nothing is differentiated: another library, on its memory."""
         return self
+
+    def lent(self, x: Array) -> Array:
+        """An array of the evaluator's on the memory of `x`; LookupError if it has no such dtype."""
+        return x
 
     def threads(self) -> int:
         """How many threads may take blocks."""
@@ -232,6 +237,10 @@ class Standard:
         """How many entries are True, in the index dtype."""
         dtype = self.index_dtype(mask)
         return self.xp.sum(self.xp.astype(mask, dtype), dtype=dtype)
+
+    def row_count(self, _logits: Array, shape: tuple[int, ...]) -> float:
+        """How many rows of a shape there are; 1 where there are none, for a mean to divide by."""
+        return float(max(math.prod(shape), 1))
 
     def least(self, x: Array) -> float:
         """The least entry, infinite where there is none."""

@@ -49,9 +49,9 @@ class Backend(NumpyDtypes):
     def memory(self, x: Array) -> Memory:
         return "host"
 
-    def kernels(self, x: Array) -> Kernels | None:
+    def kernels(self, x: Array, axis: int = -1) -> Kernels | None:
         kernels = _kernels.for_host(self.threads)
-        return kernels if kernels is not None and kernels.serves(x) else None
+        return kernels if kernels is not None and kernels.serves(x, axis) else None
 
     def why_no_kernels(self, x: Array) -> str | None:
         return _kernels.why_not_for_host()
@@ -111,6 +111,8 @@ class Backend(NumpyDtypes):
         return float(np.minimum.reduce(x, axis=None, initial=np.inf))
 
     def within(self, index: Array, length: int) -> bool:
+        if index.dtype == _INDEX and (kernels := _kernels.for_host(self.threads)) is not None:
+            return kernels.within(index, length)
         if not index.dtype.isnative:
             return super().within(index, length)
         # Read as unsigned, negative numbers lie above every length: one reduction sees both ends.

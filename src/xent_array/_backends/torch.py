@@ -31,8 +31,6 @@ _INTEGERS = frozenset(
 
 
 class Backend(Standard):
-    #: torch sums by a cascade, along any axis, whose lane with the 1 is off by up to 20 units.
-    trusted_sum = 3.0
     multiplies_half = True
 
     def admit(self, name: str, x: Array) -> Array:
@@ -49,17 +47,20 @@ class Backend(Standard):
     def signature(self, logits: Array, target: Array) -> Any:
         if torch.compiler.is_compiling() or _is_recorded():
             return None
-        every: list[Any] = []
-        for x in (logits, target):
-            if _holds_no_values(x) or x.layout is not torch.strided or x.is_nested:
-                return None
-            every += (x.dtype, x.shape, x.device, self.result_dtype(x), self.differentiates(x))
-        return tuple(every)
+        if type(logits) not in CONCRETE or type(target) not in CONCRETE:
+            return None
+        return (
+            torch.is_grad_enabled(),
+            torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0,
+            self.result_dtype(logits),
+            *_told_of(logits),
+            *_told_of(target),
+        )
 
     def memory(self, x: Array) -> Memory:
-        if torch.compiler.is_compiling() or _is_recorded() or _holds_no_values(x):
+        if not holds_values(x):
             return "opaque"
-        return "host" if x.device.type == "cpu" else "device"
+        return "host" if x.is_cpu else "device"
 
     def differentiates(self, *arrays: Array) -> bool:
         if torch.is_grad_enabled():
@@ -68,7 +69,7 @@ class Backend(Standard):
                     return True
         return False
 
-    def kernels(self, x: Array) -> Kernels | None:
+    def kernels(self, x: Array, axis: int = -1) -> Kernels | None:
         # What counts or records operations, or carries tangents, is to see torch's.
         if not _torch_cuda.holds(x) or self.memory(x) != "device" or x.is_neg():
             return None
@@ -86,6 +87,9 @@ class Backend(Standard):
 
     def evaluator(self, x: Array) -> Standard:
         return borrowed(self.memory(x)) or self
+
+    def lent(self, x: Array) -> Array:
+        return numpy_view(x)
 
     def unwritable(self, x: Array) -> str | None:
         if x.requires_grad:
@@ -224,10 +228,9 @@ def numpy_backend() -> Standard | None:
 
 def numpy_view(x: torch.Tensor) -> Array:
     """NumPy's array on the memory of a tensor; LookupError if NumPy has no such dtype."""
-    x = x.detach()
     if x.dtype is torch.bfloat16:
-        return x.view(torch.int16).numpy().view(_numpy_bfloat16())
-    return x.resolve_neg().numpy()
+        return x.detach().resolve_neg().view(torch.int16).numpy().view(_numpy_bfloat16())
+    return x.numpy(force=True)  # without what torch knows beside the values
 
 
 @functools.cache
@@ -242,9 +245,9 @@ def _numpy_bfloat16() -> Any:
 def borrowed(memory: Memory) -> Standard | None:
     """NumPy's backend, for what lies in host memory; None where nothing but torch will do.
 
-    What counts or records operations is to see torch's.
+    What counts or records operations, or carries tangents, is to see torch's.
     """
-    if memory != "host" or torch._C._len_torch_dispatch_stack():
+    if memory != "host" or torch._C._len_torch_dispatch_stack() or forward_ad._current_level >= 0:
         return None
     return numpy_backend()
 
@@ -257,6 +260,16 @@ def _is_autocast(x: Array) -> bool:
 def is_transformed() -> bool:
     """Whether a transform of torch.func is at work, and nothing records what it does."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def _told_of(x: torch.Tensor) -> tuple[Any, ...]:
+    """What matters of a tensor; its layout, and whether it has values, are among its keys."""
+    return x.dtype, x.shape, x.device, x.requires_grad, torch._C._dispatch_keys(x).raw_repr()
+
+
+def holds_values(x: Array) -> bool:
+    """Whether there are values to be looked at, which stand for no others."""
+    return not (torch.compiler.is_compiling() or _is_recorded() or _holds_no_values(x))
 
 
 def _is_recorded() -> bool:

@@ -6,9 +6,11 @@ An engine is a module with the functions `value` and `value_and_grad`. That of m
 
 from __future__ import annotations
 
+from functools import cache
 from types import ModuleType
 
 from xent_array import _evaluate
+from xent_array._backends import Memory
 from xent_array._batch import Batch
 from xent_array._evaluate import Result
 
@@ -48,8 +50,15 @@ def of_memory(batch: Batch) -> ModuleType:
 
     It has `value_to_differentiate` and `grad_of_kept` as well, as `_evaluate` has them.
     """
-    if batch.kernels is not None and batch.memory == "device":
+    return _evaluate if batch.kernels is None else _by_kernels(batch.memory)
+
+
+@cache
+def _by_kernels(memory: Memory) -> ModuleType:
+    if memory == "device":
         from xent_array._engines import device
 
         return device
-    return _evaluate
+    from xent_array._engines import host
+
+    return host

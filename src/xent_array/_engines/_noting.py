@@ -1,18 +1,20 @@
-"""Columns in the place of arrays, and kernels that note what they are asked for.
+"""The loss on columns, in the place of arrays: what it asks of them is noted in a ledger.
 
-The loss runs on them, and what comes of it is in a ledger; see `_kernels.columns`.
+See `_kernels.columns`; what is made of it is the business of `host` and `device`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from xent_array._backends import Memory, Standard
-from xent_array._kernels import RowStats
-from xent_array._kernels.columns import CLASSES, ROWS, Column, Flat, Ledger
-from xent_array._kernels.cuda import Given, Kernels, Rows, fused, launches_of, number_apart
-from xent_array._kernels.launches import Cell
+from xent_array import _evaluate
+from xent_array._backends import Memory, Standard, dtype_name
+from xent_array._batch import NUMBERS, Arrays, Batch, arrays_of, with_arrays
+from xent_array._evaluate import Kept
+from xent_array._kernels import Kernels
+from xent_array._kernels.columns import CLASSES, ONE, ROWS, Column, Flat
 from xent_array._namespace import Array
 
 
@@ -71,6 +73,9 @@ class Columns(Standard):
     def take(self, x: Column, index: Column) -> Column:
         return x.ledger.take(x, index)
 
+    def row_count(self, logits: Logits, shape: tuple[int, ...]) -> Any:
+        return super().row_count(logits, shape) if logits.row_count is None else logits.row_count
+
     def total(self, x: Column) -> Column:
         return x.ledger.total(x)
 
@@ -92,119 +97,83 @@ COLUMNS = Columns(_Words())
 class Logits(NamedTuple):
     """Logits, or their gradient: rows that kernels alone look at."""
 
-    rows: Rows
+    dtype: str
     shape: tuple[int, ...]
-
-    @property
-    def dtype(self) -> str:
-        return self.rows.start.dtype
+    rows: Any = None  # where they are, if that is noted as well
+    row_count: Column | None = None  # of all rows, if a call like this one may have others
 
     @property
     def ndim(self) -> int:
         return len(self.shape)
 
-    def __getitem__(self, block: Any) -> Logits:  # type: ignore[override]
+    def __getitem__(self, block: Any) -> Logits:
         return self
 
 
-class _Looked(NamedTuple):
-    """A look at rows that was noted."""
+# --- what is evaluated on columns; the results are one after the other
 
-    given: Given[Cell]
-    seen: tuple[Column | None, ...]  # what the kernel knows of a row, in this order
-    launches: int  # how many there were before
+Results = list[Any]
+Work = Callable[[Batch, Kept | None], Results]
 
 
-class Noted:
-    """Kernels whose launches are noted in a ledger."""
+def value(batch: Batch, _: Kept | None) -> Results:
+    result = _evaluate.value(batch)
+    return [result.loss, *(result.stats or ())]
 
-    compiler = Kernels.compiler
 
-    def __init__(self, ledger: Ledger, *, fuses: bool) -> None:
-        self._ledger, self._fuses = ledger, fuses
-        self._looked: _Looked | None = None
+def value_and_grad(batch: Batch, _: Kept | None) -> Results:
+    result = _evaluate.value_and_grad(batch)
+    return [result.loss, *(result.stats or ())]
 
-    def serial(self) -> Noted:
-        """The same: a GPU shares rows by itself."""
-        return self
 
-    def row_stats(
-        self,
-        z: Logits,
-        index: Column,
-        weight: Column | float | None,
-        scale: float,
-        dtype: str,
-        *,
-        place: bool,
-        into: Logits | None = None,
-    ) -> RowStats:
-        ledger = self._ledger
-        vectors = [(weight, CLASSES)] if isinstance(weight, Column) else []
-        where, *weights = ledger.settle([(index, ROWS), *vectors])
-        top, rest, picked = (ledger.fresh(dtype) for _ in range(3))
-        even = None if weight is None else ledger.fresh(dtype)
-        at = ledger.fresh("int64") if place else None
-        written = (top, rest, picked, even, at)
-        share, _ = number_apart(weight)
-        given = Given(
-            (scale, share),
-            weights or (None,),
-            (where, *(None if x is None else x.cell for x in written)),
-        )
-        self._looked = _Looked(given, written[:4], len(ledger.launches))
-        ledger.launches += launches_of("stats", z.shape, (z.rows,), given)
-        return RowStats(top, rest, picked, even, at)
+def value_to_differentiate(batch: Batch, _: Kept | None) -> Results:
+    result, kept = _evaluate.value_to_differentiate(batch)
+    return [result.loss, kept.divisor, *kept.seen]
 
-    def row_grad(
-        self,
-        z: Logits,
-        into: Logits,
-        scale: float,
-        *,
-        top: Column,
-        pull: Column,
-        even: Column | float | None,
-        weight: Column | None,
-        index: Column,
-        chosen: Column,
-        kept: Column | None,
-        left: bool = False,
-    ) -> None:
-        ledger, vector = self._ledger, None
-        if weight is not None and even is not None:
-            (vector,) = ledger.settle([(weight, CLASSES)])
-        owed, even = number_apart(even)
-        named = {"pull": pull, "owed": even, "chosen": chosen, "kept": kept}
-        numbers = {name: x for name, x in named.items() if isinstance(x, Column)}
-        if self._fused(z, into, owed, vector, numbers):
-            return
-        numbers |= {"top": top, "index": index}
-        settled = ledger.settle([(x, ROWS) for x in numbers.values()])
-        cells = dict(zip(numbers, settled, strict=True))
-        columns = [cells.get(name) for name in ("top", "pull", "owed", "index", "chosen", "kept")]
-        given = Given((scale, owed), (vector,), columns)
-        ledger.launches += launches_of("grad", z.shape, (z.rows, into.rows), given)
 
-    def _fused(
-        self,
-        z: Logits,
-        into: Logits,
-        owed: float,
-        vector: Cell | None,
-        numbers: dict[str, Column],
-    ) -> bool:
-        """Have the look at the rows write their gradient as well, if it was the last launch."""
-        ledger, looked = self._ledger, self._looked
-        if not self._fuses or looked is None or looked.launches != len(ledger.launches) - 1:
-            return False
-        given = {f"seen[{k}]": x for k, x in enumerate(looked.seen) if x is not None}
-        steps = ledger.steps(numbers, given)
-        if steps is None:
-            return False
-        factors, weights, columns = looked.given
-        both = Given((*factors, owed), (*weights, vector), columns)
-        one = fused(z.shape, (z.rows, into.rows), both, steps)
-        if one is not None:
-            ledger.launches[-1] = one
-        return one is not None
+def grad_of_kept(batch: Batch, kept: Kept | None) -> Results:
+    assert kept is not None
+    _evaluate.grad_of_kept(batch, kept)
+    return []
+
+
+#: What a batch and what was kept have one number of; rows are the others.
+_EXTENTS = {"weight": CLASSES, "smoothing": ONE, "denominator": ONE, "divisor": ONE}
+
+KEPT = ("top", "rest", "mass", "picked", "divisor")
+
+
+def own_dtypes(batch: Batch) -> dict[str, Any]:
+    """The library's own dtypes by their names, as far as results have them."""
+    xp, own = batch.backend.xp, (batch.compute_dtype, batch.result_dtype)
+    return {"int64": xp.int64, "bool": xp.bool, **{dtype_name(dtype): dtype for dtype in own}}
+
+
+def results_on_columns(
+    work: Work,
+    batch: Batch,
+    arrays: Sequence[Any],
+    *,
+    column: Callable[[str, Any, str], Column],
+    logits: Logits,
+    into: Logits | None,
+    kernels: Kernels,
+) -> Results:
+    """Do some work on a batch with columns for arrays, those of the batch and what was kept.
+
+    `column` makes one by its name, of an array and of what there is one number of. None and numbers
+    stay what they are.
+    """
+    places = len(Arrays._fields) - 1
+    columns = [
+        x if type(x) in NUMBERS else column(name, x, _EXTENTS.get(name, ROWS))
+        for name, x in zip((*Arrays._fields[1:], *KEPT), arrays, strict=False)
+    ]
+    numbers = arrays_of(batch)[1:]  # in the place of arrays
+    own = [b if a is None else a for a, b in zip(columns[:places], numbers, strict=True)]
+    dtype = dtype_name(batch.compute_dtype)
+    library = (COLUMNS, dtype, dtype_name(batch.result_dtype), False)
+    noted = with_arrays(batch, Arrays(logits, *own), library, kernels)
+    kept = Kept(columns[places:-1], columns[-1]) if len(columns) > places else None
+    found = work(noted._replace(axis=logits.ndim - 1, memory="device", out=into), kept)
+    return [Finished(x, x.dtype, flat=False) if isinstance(x, Column) else x for x in found]

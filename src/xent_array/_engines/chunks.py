@@ -61,6 +61,7 @@ def _chunk(template: Batch, logits: Array, rows: Rows, whole: dict[str, Any]) ->
         backend=backend,
         memory=backend.memory(logits),
         shape=shape,
+        axis=logits.ndim - 1,
     )
     batch = together(
         here,

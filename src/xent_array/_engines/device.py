@@ -7,16 +7,24 @@ what. Calls like it, of other arrays of the same dtypes and layouts, launch the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from xent_array import _evaluate
 from xent_array._backends import dtype_name
-from xent_array._batch import Arrays, Batch, apart, arrays_of, laid_out, with_arrays
-from xent_array._engines._noting import COLUMNS, Finished, Logits, Noted
+from xent_array._batch import Batch, apart, laid_out
+from xent_array._engines import _noting as noting
+from xent_array._engines._noting import (
+    Finished,
+    Logits,
+    Results,
+    Work,
+    own_dtypes,
+    results_on_columns,
+)
 from xent_array._evaluate import Kept, Result, room_for_gradient
-from xent_array._kernels.columns import CLASSES, ONE, ROWS, Column, Ledger
-from xent_array._kernels.cuda import Kernels, Rows
+from xent_array._kernels import RowStats
+from xent_array._kernels.columns import CLASSES, ONE, ROWS, Column
+from xent_array._kernels.cuda import Given, Kernels, Rows, fused, launches_of, number_apart
+from xent_array._kernels.cuda_columns import Launches
 from xent_array._kernels.launches import Cell, Launch
 from xent_array._namespace import Array
 from xent_array._rows import classes_last
@@ -25,13 +33,13 @@ from xent_array._rowwise import Stats
 
 def value(batch: Batch) -> Result:
     """Evaluate the loss, and statistics where the options ask for them."""
-    return _result(_run(_value, batch), None)
+    return _result(_run(noting.value, batch), None)
 
 
 def value_and_grad(batch: Batch) -> Result:
     """Evaluate the loss and its derivatives by the logits."""
     out = room_for_gradient(batch)
-    return _result(_run(_value_and_grad, batch, out=out), out)
+    return _result(_run(noting.value_and_grad, batch, out=out), out)
 
 
 def _result(results: Results, grad: Array | None) -> Result:
@@ -41,44 +49,15 @@ def _result(results: Results, grad: Array | None) -> Result:
 
 def value_to_differentiate(batch: Batch) -> tuple[Result, Kept]:
     """Evaluate the loss, and keep of each row what `grad_of_kept` needs."""
-    loss, divisor, *seen = _run(_value_to_differentiate, batch)
+    loss, divisor, *seen = _run(noting.value_to_differentiate, batch)
     return Result(loss, None, None), Kept(seen, divisor)
 
 
 def grad_of_kept(batch: Batch, kept: Kept) -> Array:
     """The derivatives by the logits of a loss that was evaluated before."""
     out = room_for_gradient(batch)
-    _run(_grad_of_kept, batch, kept, out=out)
+    _run(noting.grad_of_kept, batch, kept, out=out)
     return out
-
-
-# --- what is evaluated on a ledger; the results are one after the other
-
-Results = list[Any]
-
-
-def _value(batch: Batch, _: Kept | None) -> Results:
-    result = _evaluate.value(batch)
-    return [result.loss, *(result.stats or ())]
-
-
-def _value_and_grad(batch: Batch, _: Kept | None) -> Results:
-    result = _evaluate.value_and_grad(batch)
-    return [result.loss, *(result.stats or ())]
-
-
-def _value_to_differentiate(batch: Batch, _: Kept | None) -> Results:
-    result, kept = _evaluate.value_to_differentiate(batch)
-    return [result.loss, kept.divisor, *kept.seen]
-
-
-def _grad_of_kept(batch: Batch, kept: Kept | None) -> Results:
-    assert kept is not None
-    _evaluate.grad_of_kept(batch, kept)
-    return []
-
-
-Work = Callable[[Batch, Kept | None], Results]
 
 
 # --- what was noted, launched
@@ -192,59 +171,42 @@ def _launched(
 # --- a program, written
 
 
-#: What a batch and what was kept have one number of; rows are the others.
-_EXTENTS = {"weight": CLASSES, "smoothing": ONE, "denominator": ONE, "divisor": ONE}
-
-_KEPT = ("top", "rest", "mass", "picked", "divisor")
-
-
 def _written(signature: _Signature) -> _Program:
     """Evaluate a batch of columns, and write down what that takes."""
     batch = signature.batch
-    rows = math.prod(batch.shape)
-    ledger = Ledger(dtype_name(batch.compute_dtype), {ROWS: rows, CLASSES: batch.classes})
-    noted, kept, shapes = _noted(signature, ledger)
-    results, cells, dtypes = [], [], _dtypes(batch)
-    for x in signature.work(noted, kept):
-        found = Finished(x, x.dtype, flat=False) if isinstance(x, Column) else x
-        if isinstance(found, Finished):
-            cells.append((found.column, Cell(ledger.memory(), found.dtype)))
-            results.append(_Output(_shape(batch, found), dtypes[found.dtype]))
-        else:
-            results.append(found)
-    ledger.finish(cells)
-    return _Program(ledger.launches, max(ledger.scratch, 16), shapes, results)
-
-
-def _noted(
-    signature: _Signature, ledger: Ledger
-) -> tuple[Batch, Kept | None, list[tuple[int, ...] | None]]:
-    """The batch with columns for its arrays, what was kept likewise, and the arrays' shapes."""
-    batch, places = signature.batch, len(Arrays._fields) - 1
-    shape = (*batch.shape, batch.classes)
-    logits, into = (
-        Logits(Rows(Cell(ledger.memory(), dtype_name(signature.logits[0])), steps), shape)
-        for steps in (signature.logits[1], signature.into or ())
-    )
-    columns: list[Any] = []
+    rows, shape = math.prod(batch.shape), (*batch.shape, batch.classes)
+    ledger = Launches(dtype_name(batch.compute_dtype), {ROWS: rows, CLASSES: batch.classes})
     shapes: list[tuple[int, ...] | None] = []
-    for name, given in zip((*Arrays._fields[1:], *_KEPT), signature.arrays, strict=False):
-        extent = _EXTENTS.get(name, ROWS)
+
+    def column(name: str, dtype: Any, extent: str) -> Column:
         if name == "grad_output" and signature.one_upstream:
             extent = ONE
-        if given is None or isinstance(given, float):
-            columns.append(given)
+        shapes.append({ROWS: (*batch.shape, 1), CLASSES: shape[-1:], ONE: None}[extent])
+        return ledger.given(ledger.memory(), dtype_name(dtype), extent)
+
+    dtype = dtype_name(signature.logits[0])
+    logits, into = (
+        Logits(dtype, shape, Rows(Cell(ledger.memory(), dtype), steps))
+        for steps in (signature.logits[1], signature.into or ())
+    )
+    found = results_on_columns(
+        signature.work,
+        batch,
+        signature.arrays,
+        column=column,
+        logits=logits,
+        into=None if signature.into is None else into,
+        kernels=Noted(ledger, fuses=signature.fuses),
+    )
+    results, cells, dtypes = [], [], own_dtypes(batch)
+    for x in found:
+        if isinstance(x, Finished):
+            cells.append((x.column, Cell(ledger.memory(), x.dtype)))
+            results.append(_Output(_shape(batch, x), dtypes[x.dtype]))
         else:
-            columns.append(ledger.given(ledger.memory(), dtype_name(given), extent))
-            shapes.append({ROWS: (*batch.shape, 1), CLASSES: shape[-1:], ONE: None}[extent])
-    numbers = arrays_of(batch)[1:]  # in the place of arrays
-    own = [b if a is None else a for a, b in zip(columns[:places], numbers, strict=True)]
-    library = (COLUMNS, ledger.dtype, dtype_name(batch.result_dtype), False)
-    kernels = Noted(ledger, fuses=signature.fuses)
-    noted = with_arrays(batch, Arrays(logits, *own), library, kernels)
-    noted = noted._replace(out=None if signature.into is None else into)
-    kept = Kept(columns[places:-1], columns[-1]) if len(columns) > places else None
-    return noted, kept, shapes
+            results.append(x)
+    ledger.finish(cells)
+    return _Program(ledger.launches, max(ledger.scratch, 16), shapes, results)
 
 
 def _shape(batch: Batch, x: Finished) -> tuple[int, ...]:
@@ -253,7 +215,105 @@ def _shape(batch: Batch, x: Finished) -> tuple[int, ...]:
     return batch.shape if x.flat else (*batch.shape, 1)
 
 
-def _dtypes(batch: Batch) -> dict[str, Any]:
-    """The library's own dtypes by their names, as far as results have them."""
-    xp, own = batch.backend.xp, (batch.compute_dtype, batch.result_dtype)
-    return {"int64": xp.int64, "bool": xp.bool, **{dtype_name(dtype): dtype for dtype in own}}
+# --- kernels that note what they are asked for
+
+
+class _Looked(NamedTuple):
+    """A look at rows that was noted."""
+
+    given: Given[Cell]
+    seen: tuple[Column | None, ...]  # what the kernel knows of a row, in this order
+    launches: int  # how many there were before
+
+
+class Noted:
+    """Kernels whose launches are noted in a ledger."""
+
+    compiler = Kernels.compiler
+
+    def __init__(self, ledger: Launches, *, fuses: bool) -> None:
+        self._ledger, self._fuses = ledger, fuses
+        self._looked: _Looked | None = None
+
+    def serial(self) -> Noted:
+        """The same: a GPU shares rows by itself."""
+        return self
+
+    def row_stats(
+        self,
+        z: Logits,
+        index: Column,
+        weight: Column | float | None,
+        scale: float,
+        dtype: str,
+        *,
+        place: bool,
+    ) -> RowStats:
+        ledger = self._ledger
+        vectors = [(weight, CLASSES)] if isinstance(weight, Column) else []
+        where, *weights = ledger.settle([(index, ROWS), *vectors])
+        top, rest, picked = (ledger.fresh(dtype) for _ in range(3))
+        even = None if weight is None else ledger.fresh(dtype)
+        at = ledger.fresh("int64") if place else None
+        written = (top, rest, picked, even, at)
+        share, _ = number_apart(weight)
+        given = Given(
+            (scale, share),
+            weights or (None,),
+            (where, *(None if x is None else x.cell for x in written)),
+        )
+        self._looked = _Looked(given, written[:4], len(ledger.launches))
+        ledger.launches += launches_of("stats", z.shape, (z.rows,), given)
+        return RowStats(top, rest, picked, even, at)
+
+    def row_grad(
+        self,
+        z: Logits,
+        into: Logits,
+        scale: float,
+        *,
+        top: Column,
+        pull: Column,
+        even: Column | float | None,
+        weight: Column | None,
+        index: Column,
+        chosen: Column,
+        kept: Column | None,
+    ) -> None:
+        ledger, vector = self._ledger, None
+        if weight is not None and even is not None:
+            (vector,) = ledger.settle([(weight, CLASSES)])
+        owed, even = number_apart(even)
+        named = {"pull": pull, "owed": even, "chosen": chosen, "kept": kept}
+        numbers = {name: x for name, x in named.items() if isinstance(x, Column)}
+        if self._fused(z, into, owed, vector, numbers):
+            return
+        numbers |= {"top": top, "index": index}
+        settled = ledger.settle([(x, ROWS) for x in numbers.values()])
+        cells = dict(zip(numbers, settled, strict=True))
+        columns = [cells.get(name) for name in ("top", "pull", "owed", "index", "chosen", "kept")]
+        given = Given((scale, owed), (vector,), columns)
+        ledger.launches += launches_of("grad", z.shape, (z.rows, into.rows), given)
+
+    def _fused(
+        self,
+        z: Logits,
+        into: Logits,
+        owed: float,
+        vector: Cell | None,
+        numbers: dict[str, Column],
+    ) -> bool:
+        """Have the look at the rows write their gradient as well, if it was the last launch."""
+        ledger, looked = self._ledger, self._looked
+        if not self._fuses or looked is None or looked.launches != len(ledger.launches) - 1:
+            return False
+        given = {f"seen[{k}]": x for k, x in enumerate(looked.seen) if x is not None}
+        steps = ledger.steps(numbers, given)
+        if steps is None:
+            return False
+        factors, weights, columns = looked.given
+        both = Given((*factors, owed), (*weights, vector), columns)
+        one = fused(z.shape, (z.rows, into.rows), both, steps)
+        if one is not None:
+            ledger.launches[-1] = one
+        return one is not None

@@ -16,8 +16,8 @@ import torch
 from torch.autograd import forward_ad
 
 from xent_array import _evaluate
-from xent_array._backends.torch import CONCRETE, borrowed, numpy_view
-from xent_array._batch import Arrays, Batch, apart, arrays_of, moved, together, with_kernels
+from xent_array._backends.torch import holds_values, numpy_view
+from xent_array._batch import Arrays, Batch, apart, lend, together, with_kernels, with_out
 from xent_array._engines import of_memory
 from xent_array._evaluate import Kept, Result, room_for_gradient
 from xent_array._gradient import times_upstream
@@ -63,7 +63,7 @@ def value_and_grad(batch: Batch) -> Result:
     else:
         out = room_for_gradient(batch)
         room = numpy_view(out)
-    return _in_torch(batch, _evaluate.value_and_grad(host._replace(out=room)), out)
+    return _in_torch(batch, of_memory(host).value_and_grad(with_out(host, room)), out)
 
 
 def _tell_of_writing(out: torch.Tensor) -> None:
@@ -76,7 +76,7 @@ def _constant_value(batch: Batch) -> Result:
     host = _in_numpy(batch)
     if host is None:
         return cast("Result", of_memory(batch).value(batch))
-    return _in_torch(batch, _evaluate.value(host), None)
+    return _in_torch(batch, of_memory(host).value(host), None)
 
 
 class _Loss(torch.autograd.Function):
@@ -100,25 +100,34 @@ class _Loss(torch.autograd.Function):
             loss, (seen, divisor) = _value_to_differentiate(batch)
         ctx.batch, arrays = apart(batch, torch.Tensor)
         ctx.divisor = divisor
-        ctx.save_for_backward(grad, *seen, *arrays)
+        ctx.save_for_backward(*_without_end((*arrays[:2], grad, *seen, *arrays[2:])))
         return cast("torch.Tensor", loss)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[Any, ...]:
-        grad, *saved = ctx.saved_tensors
-        memory = ctx.batch.backend.memory(grad_loss)
-        derived = torch.is_grad_enabled() or memory == "opaque"
+        logits, target, grad, *others = ctx.saved_tensors
+        derived = torch.is_grad_enabled() or not holds_values(grad_loss)
         if grad is not None and not derived:
-            if memory == "host" and math.isfinite(grad_loss.item()):
+            if grad_loss.is_cpu and math.isfinite(grad_loss.item()):
                 return grad * grad_loss, None
             return times_upstream(torch, grad, grad_loss), None
-        batch = with_kernels(together(ctx.batch, Arrays(*saved[4:])))
+        others += [None] * (len(_UNSEEN) + len(Arrays._fields) - 2 - len(others))
+        seen, arrays = others[: len(_UNSEEN)], (logits, target, *others[len(_UNSEEN) :])
+        batch = with_kernels(together(ctx.batch, Arrays(*arrays)))
         if derived:
             return _derived(batch, grad_loss), None
         upstream = grad_loss.resolve_neg().broadcast_to(batch.shape)[..., None]
         memory = batch.backend.memory(batch.logits)  # which hooks may have put elsewhere
         batch = batch._replace(memory=memory, grad_output=upstream)
-        return _grad_of_kept(batch, Kept(saved[:4], ctx.divisor)), None
+        return _grad_of_kept(batch, Kept(seen, ctx.divisor)), None
+
+
+def _without_end(saved: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What is to be saved without its last Nones, of which each takes its time."""
+    end = len(saved)
+    while saved[end - 1] is None:
+        end -= 1
+    return saved[:end]
 
 
 def _small(batch: Batch) -> bool:
@@ -146,7 +155,7 @@ def _value_to_differentiate(batch: Batch) -> tuple[Array, Kept]:
     if host is None:
         result, kept = of_memory(batch).value_to_differentiate(batch)
         return result.loss, kept
-    result, kept = _evaluate.value_to_differentiate(host)
+    result, kept = of_memory(host).value_to_differentiate(host)
     seen = [None if x is None else torch.from_numpy(x) for x in kept.seen]
     return _in_torch(batch, result, None).loss, Kept(seen, float(kept.divisor))
 
@@ -160,9 +169,11 @@ def _grad_of_kept(batch: Batch, kept: Kept) -> torch.Tensor:
         return derived
     out: torch.Tensor = room_for_gradient(batch)
     seen = [None if x is None else numpy_view(x) for x in kept.seen]
+    if seen[3] is None:  # no kernel read the rows, and none can go on
+        host = host._replace(kernels=None)
     # The loss may have been torch's, where something watched it.
     divisor = float(kept.divisor)
-    _evaluate.grad_of_kept(host._replace(out=numpy_view(out)), Kept(seen, divisor))
+    of_memory(host).grad_of_kept(with_out(host, numpy_view(out)), Kept(seen, divisor))
     return out
 
 
@@ -174,18 +185,10 @@ def _in_numpy(batch: Batch) -> Batch | None:
 
     Half logits are worth it only for a kernel: NumPy's own arithmetic would first widen them.
     """
-    numpy = borrowed(batch.memory)
-    if numpy is None or forward_ad._current_level >= 0:
+    host = lend(batch)
+    if host is None or (host.kernels is None and batch.logits.itemsize <= 2):
         return None
-    try:
-        arrays: list[Any] = list(arrays_of(batch))
-        views = Arrays(*[numpy_view(x) if type(x) in CONCRETE else x for x in arrays])
-    except LookupError:
-        return None
-    wide = batch.logits.itemsize > 2
-    dtype = views.logits.dtype if wide else numpy.xp.dtype("float32")
-    host = moved(batch, numpy, views, dtype)
-    return host if wide or host.kernels is not None else None
+    return host
 
 
 def _in_torch(batch: Batch, result: Result, grad: torch.Tensor | None) -> Result:

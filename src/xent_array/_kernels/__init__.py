@@ -31,7 +31,6 @@ class RowStats(NamedTuple):
     picked: Array  # scale·(z - top) at the index
     even: Array | None  # the sum of weight·scale·(z - top)
     place: Array | None  # of the greatest logit, the lowest among ties
-    left: bool = False  # whether the exponentials were left in memory of the gradient
 
 
 class Kernels(Protocol):
@@ -53,12 +52,8 @@ class Kernels(Protocol):
         dtype: Any,
         *,
         place: bool,
-        into: Array | None = None,
     ) -> RowStats:
-        """Read rows of logits; `weight`, of each class or of all, and `place` if asked for.
-
-        Where their gradients go `into` may be filled with exp(scale·(z - top)), for `row_grad`.
-        """
+        """Read rows of logits; `weight`, of each class or of all, and `place` if asked for."""
 
     def row_grad(
         self,
@@ -73,11 +68,8 @@ class Kernels(Protocol):
         index: Array,
         chosen: Array,
         kept: Array | None,
-        left: bool = False,
     ) -> None:
         """Write ``exp(scale·(z - top))·pull - even·weight``, and what is `chosen` at the index.
-
-        The exponentials are those that were `left` where they are written, or are taken of `z`.
 
         `even` may be one number for all rows; without a `weight` that of each class is 1. Rows that
         are not kept become 0. `into` may be `z`; numbers of rows have a class axis of length one.
@@ -86,8 +78,7 @@ class Kernels(Protocol):
 
 def for_host(threads: Callable[[], int]) -> host.Kernels | None:
     """The kernels for host memory, on so many threads, or None; see `why_not_for_host`."""
-    kernels = None if _disabled else _host()[0]
-    return None if kernels is None else kernels(threads)
+    return None if _disabled else _host_on(threads)
 
 
 def why_not_for_host() -> str | None:
@@ -106,6 +97,12 @@ def why_not_for_cuda(producer: cuda.Producer, device: int) -> str | None:
         return "switched off"
     kernels, reason = _cuda(producer)
     return reason if kernels is None else kernels.why_not(device)
+
+
+@functools.cache
+def _host_on(threads: Callable[[], int]) -> host.Kernels | None:
+    kernels = _host()[0]
+    return None if kernels is None else kernels(threads)
 
 
 @functools.cache

@@ -204,3 +204,59 @@ def add_exactly(total, lost, x):
     sum_ = total + x
     back = sum_ - total
     return sum_, lost + ((total - (sum_ - back)) + (x - back))
+
+
+# --- log1p
+
+
+def log1p(x):
+    """log(1 + x) of a finite x >= 0, within two units of rounding; NaN stays.
+
+    With y = 1 + x as it is rounded, c what that lost, y = 2^k·m and m within sqrt(2) of 1,
+
+        log(1 + x) = k·ln 2 + log m + c/y,
+
+    and log m = f - f²/2 + s·(f²/2 + R(s²)) with f = m - 1, s = f/(2 + f): the method, and the
+    polynomials R, of fdlibm (Sun Microsystems, 1993).
+    """
+    raise NotImplementedError
+
+
+@overload(log1p, jit_options=EXACT)
+def _log1p(x):
+    return _log1p64 if x == types.float64 else _log1p32
+
+
+def _log1p32(x):
+    y = f32(1) + x
+    lost = (f32(1) - (y - x) if x > f32(1) else x - (y - f32(1))) / y
+    turned = bits_of(y) + i32(0x3F800000 - 0x3F3504F3)
+    k = f32(i32(turned >> i32(23)) - i32(127))
+    f = float32_of((turned & i32(0x007FFFFF)) + i32(0x3F3504F3)) - f32(1)
+    s = f / (f32(2) + f)
+    z, half = s * s, f32(0.5) * f * f
+    r = f32(0.24279078841)
+    r = r * z + f32(0.28498786688)
+    r = r * z + f32(0.40000972152)
+    r = r * z + f32(0.66666662693)
+    near = s * (half + r * z) + (k * f32(9.0580006145e-6) + lost) - half + f
+    return near + k * f32(6.9313812256e-1)
+
+
+def _log1p64(x):
+    y = 1.0 + x
+    lost = (1.0 - (y - x) if x > 1.0 else x - (y - 1.0)) / y
+    turned = bits_of(y) + i64(0x3FF00000_00000000 - 0x3FE6A09E_00000000)
+    k = float(i64(turned >> i64(52)) - i64(1023))
+    f = float64_of((turned & i64(0x000FFFFF_FFFFFFFF)) + i64(0x3FE6A09E_00000000)) - 1.0
+    s = f / (2.0 + f)
+    z, half = s * s, 0.5 * f * f
+    r = 1.479819860511658591e-01
+    r = r * z + 1.531383769920937332e-01
+    r = r * z + 1.818357216161805012e-01
+    r = r * z + 2.222219843214978396e-01
+    r = r * z + 2.857142874366239149e-01
+    r = r * z + 3.999999999940941908e-01
+    r = r * z + 6.666666666666735130e-01
+    near = s * (half + r * z) + (k * 1.90821492927058770002e-10 + lost) - half + f
+    return near + k * 6.93147180369123816490e-01

@@ -1,8 +1,4 @@
-"""Operations on all lanes of a few vectors, in any dtype: what the kernels are made of.
-
-Numba keeps a kernel on disk as long as the kernel's own file does not change: whoever changes this
-one deletes ``__pycache__``.
-"""
+"""Operations on all lanes of a few vectors, in any dtype: what the kernels are made of."""
 
 from __future__ import annotations
 
@@ -28,7 +24,9 @@ LANES = 128
 #: Bytes that a processor reads at once from memory.
 CACHE_LINE = 64
 
-compiled = numba.njit(nogil=True, **EXACT)
+compiled = numba.njit(
+    nogil=True, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **EXACT
+)
 
 
 @compiled
@@ -189,6 +187,12 @@ def fetch_line(x, i, j, length):
 def seen(origin, rows, classes, row_step, class_step):
     """Memory from an entry on as an array of rows."""
     return as_strided(origin, (rows, classes), (row_step, class_step))
+
+
+@compiled
+def bare(x):
+    """A contiguous array that owns nothing: handing it on counts no references."""
+    return carray(pointer(x.ctypes.data, x), x.shape)
 
 
 @compiled

@@ -1,29 +1,32 @@
-"""Statistics and gradients of rows, compiled by numba.
+"""Rows read, worked on and differentiated by one kernel, compiled by numba.
 
 A vector of the processor holds several numbers, its lanes. Where the classes of a row are adjacent
-and many, lanes run along them (`wide_stats`, `wide_grad`); where they are few, or lie apart as in
-images, lanes are rows (`lane_stats`, `lane_grad`). Both read a row twice: for its greatest logit,
-then for the sum below it, when it lies in cache already. While a long row is summed, which takes
-longer than to read it, another is fetched from memory.
+and many, lanes run along them; where they are few, or lie apart as in images, lanes are rows. Both
+ways a row is read twice: for its greatest logit, then for the sum below it, when it lies in cache
+already. While a long row is summed, which takes longer than to read it, another is fetched from
+memory.
 
-A kernel knows logits z, an index per row, weights of classes, and numbers per row. With s the
-scale, the statistics of a row are
+The kernel does the segments of a program (see `steps`). One that goes through the rows takes some
+at a time, and does steps with their numbers (`_machine`). In between it may look at their logits z:
+with s the scale, an index per row, and w a vector of the classes it finds
 
-    top, rest, s·(z_index - top), and sum_j w_j·s·(z_j - top) where it is asked for,
+    top, rest, s·(z_index - top), sum_j w_j·s·(z_j - top) and the place of the top,
 
-and its gradient is
+the last two where asked for. Then it may write their gradients, with v another vector
 
-    exp(s·(z_j - top))·pull - even·w_j, and at the index a number that is given.
+    exp(s·(z_j - top))·pull - owed·v_j, and at the index a number that was chosen.
 
-Statistics may leave the exponentials in the memory of the gradient, which then are not taken twice.
-The numbers of rows are all of a call's, those of these rows begin `at` a place in them.
-What these mean is the business of the callers. An array of length 0 is one that is not asked for.
-Every row is summed in the same order by itself, however rows are dealt to threads.
+What these mean is the business of whoever wrote the program. A look may leave the exponentials in
+the memory of the gradient, which then are not taken twice. Other segments go through the classes,
+or are done once. Every row is summed in the same order by itself, and numbers of rows are summed
+exactly, however rows are dealt to threads.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
+from importlib import resources
 from typing import Any
 
 import numba
@@ -35,6 +38,7 @@ from xent_array._kernels._lanes import (
     add_below,
     add_weighted,
     agreed,
+    bare,
     compiled,
     copy,
     differentiate,
@@ -53,9 +57,26 @@ from xent_array._kernels._lanes import (
     sum_weighted,
     widen_to,
 )
+from xent_array._kernels._machine import (
+    CHOSEN,
+    CLASSES,
+    FALL,
+    INDEX,
+    KEPT,
+    OWED,
+    PICKED,
+    PLACE,
+    PULL,
+    REST,
+    ROWS,
+    TOP,
+    carry_out,
+    keep_sums,
+    registers,
+)
 
 #: How many numbers a lane adds up before the lanes are added, exactly, to the total.
-RUN = 8
+TERMS = 8
 
 #: How many classes are added up before their sum is added, exactly, to the total: to some tens of
 #: lanes, whatever vectors there are. Of the row after the next as many are fetched meanwhile.
@@ -127,121 +148,88 @@ def fall_of(z, i, whole, classes, last, weight, last_weight, top, scale):
     return settled(total, lost)
 
 
-@kernel
-def wide_stats(
-    origin,
-    rows,
-    classes,
-    row_step,
-    class_step,
-    to_origin,
-    _rows,
-    _classes,
-    to_row_step,
-    to_class_step,
-    leaves,
-    fetches,
-    scale,
-    weight,
-    at,
-    index,
-    found,
-    even,
-    place,
-):
-    index, even, place = index[at:], even[at:], place[at:]
-    top, rest, picked = found[0, at:], found[1, at:], found[2, at:]
-    z = seen(origin, rows, classes, row_step, class_step)
-    into = seen(to_origin, rows, classes, to_row_step, to_class_step)
-    whole = classes - classes % LANES
-    exps = np.empty(STRETCH, top.dtype)
-    lanes = np.zeros((4, LANES), top.dtype)
-    lanes[:2] = -np.inf  # a class that is not there has no part in any sum
-    high, last_weight = lanes[2], lanes[3]
-    if even.size:
-        last_weight[: classes - whole] = weight[whole:]
-    far = rows if fetches else 0
-    ahead = top_of(high, lanes[0], z, 0, whole, classes)
-    for i in range(rows):
-        # One row ahead: what waits for the end of a maximum is summed meanwhile.
+@compiled
+def first_top(z, room):
+    """Find the top of the first row, and have no entry where no class is: none is in any sum."""
+    _exps, lanes = room
+    lanes[:2] = -np.inf
+    return top_of(lanes[2], lanes[0], z, 0, z.shape[1] - z.shape[1] % LANES, z.shape[1])
+
+
+@compiled
+def look_along(z, into, first, n, ahead, how, weight, place, registers, room):
+    """Look at some rows; the top of each is found one row ahead, that of the next is returned.
+
+    What waits for the end of a maximum is summed meanwhile.
+    """
+    (reals, wholes), (exps, lanes), (leaves, fetches, scale) = registers, room, how
+    rows, classes = z.shape
+    far, whole, last_weight = rows if fetches else 0, classes - classes % LANES, lanes[3]
+    if weight.size:
+        widen_to(last_weight, weight[whole:])
+    for k in range(n):
+        i = first + k
         here, last = ahead, line(lanes, i & 1, 0, LANES)
         if i + 1 < rows:
-            ahead = top_of(high, line(lanes, ~i & 1, 0, LANES), z, i + 1, whole, classes)
+            ahead = top_of(lanes[2], line(lanes, ~i & 1, 0, LANES), z, i + 1, whole, classes)
         below = rest_of(z, into, leaves, exps, i, far, whole, classes, last, here, scale)
         row = line(z, i, 0, classes)
-        top[i], rest[i] = agreed(here, below)
-        picked[i] = scale * (widen(row[index[i]]) - top[i])
-        if even.size:
-            even[i] = fall_of(z, i, whole, classes, last, weight, last_weight, here, scale)
-        if place.size:
-            place[i] = place_of(row, top[i], rest[i])
+        top, rest = agreed(here, below)
+        reals[TOP, k], reals[REST, k] = top, rest
+        reals[PICKED, k] = scale * (widen(row[wholes[INDEX, k]]) - top)
+        if weight.size:
+            fall = fall_of(z, i, whole, classes, last, weight, last_weight, here, scale)
+            reals[FALL, k] = fall
+        if place:
+            wholes[PLACE, k] = place_of(row, top, rest)
+    return ahead
 
 
-@kernel
-def wide_grad(
-    origin,
-    rows,
-    classes,
-    row_step,
-    class_step,
-    to_origin,
-    _rows,
-    _classes,
-    to_row_step,
-    to_class_step,
-    left,
-    scale,
-    weight,
-    at,
-    top,
-    pull,
-    even,
-    index,
-    chosen,
-    kept,
-):
-    top, pull, even = top[at:], pull[at:], even[at:]
-    index, chosen, kept = index[at:], chosen[at:], kept[at:]
-    z = seen(origin, rows, classes, row_step, class_step)
-    into = seen(to_origin, rows, classes, to_row_step, to_class_step)
-    shares = np.zeros(STRETCH, top.dtype)
+@compiled
+def write_along(z, into, first, n, how, weight, keeps, registers, room):
+    """Write the gradients of some rows."""
+    (reals, wholes), (shares, lanes), (left, _fetches, scale) = registers, room, how
+    classes = z.shape[1]
     whole = classes - classes % LANES
-    lanes = np.zeros((5, LANES), top.dtype)
-    high, slope, buffer, share, last = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
-    for i in range(rows):
-        grad = line(into, i, 0, classes)
-        if kept.size and not kept[i]:
+    high, slope, buffer, share, last = lanes[4], lanes[5], lanes[6], lanes[7], lanes[8]
+    share[:] = 0
+    if not weight.size:
+        shares[:] = 0
+    for k in range(n):
+        grad = line(into, first + k, 0, classes)
+        if keeps and not wholes[KEPT, k]:
             for j in range(classes):
                 grad[j] = 0
             continue
+        pull, owed, index = reals[PULL, k], reals[OWED, k], wholes[INDEX, k]
         if left:  # in the dtype that is computed in: none are left in a half one
             for start in range(0, classes, STRETCH):
                 length = min(STRETCH, classes - start)
-                if even.size:
-                    scale_to(shares, even[i], weight[start : start + length])
-                multiply(line(into, i, start, length), pull[i], shares)
-            grad[index[i]] = chosen[i]
+                if weight.size:
+                    scale_to(shares, owed, weight[start : start + length])
+                multiply(line(into, first + k, start, length), pull, shares)
+            grad[index] = reals[CHOSEN, k]
             continue
-        high[:] = top[i]
-        slope[:] = pull[i]
+        high[:] = reals[TOP, k]
+        slope[:] = pull
         for start in range(0, whole, LANES):
-            if even.size:
-                scale_to(share, even[i], weight[start : start + LANES])
-            differentiate(buffer, line(z, i, start, LANES), high, scale, slope, share)
-            copy(line(into, i, start, LANES), buffer)
-        widen_to(last, line(z, i, whole, classes - whole))
-        if even.size:
-            scale_to(share, even[i], weight[whole:])
+            if weight.size:
+                scale_to(share, owed, weight[start : start + LANES])
+            differentiate(buffer, line(z, first + k, start, LANES), high, scale, slope, share)
+            copy(line(into, first + k, start, LANES), buffer)
+        widen_to(last, line(z, first + k, whole, classes - whole))
+        if weight.size:
+            scale_to(share, owed, weight[whole:])
         differentiate(buffer, last, high, scale, slope, share)
         copy(grad[whole:], buffer)
-        grad[index[i]] = narrow(chosen[i], grad[0])
+        grad[index] = narrow(reals[CHOSEN, k], grad[0])
 
 
 # --- lanes are rows
 
 
 @compiled
-def load(tile, z, row, rows, start, width):
+def load_tile(tile, z, row, rows, start, width):
     """Bring some classes of some rows into a tile, transposed unless rows are adjacent.
 
     To index by whatever strides takes twice the time.
@@ -261,7 +249,7 @@ def load(tile, z, row, rows, start, width):
 
 
 @compiled
-def store(tile, into, row, rows, start, width):
+def store_tile(tile, into, row, rows, start, width):
     if into.strides[0] == into.itemsize:
         for c in range(width):
             x, to = tile[c], line(into, row, start + c, rows)
@@ -278,126 +266,216 @@ def store(tile, into, row, rows, start, width):
                 into[row + k, start + c] = narrow(tile[c, k], into[row + k, start + c])
 
 
-@kernel
-def lane_stats(
-    origin,
-    rows,
-    classes,
-    row_step,
-    class_step,
-    scale,
-    weight,
-    at,
-    index,
-    found,
-    even,
-    place,
-):
-    index, even, place = index[at:], even[at:], place[at:]
-    top, rest, picked = found[0, at:], found[1, at:], found[2, at:]
-    z = seen(origin, rows, classes, row_step, class_step)
-    tile = np.zeros((TILE, LANES), top.dtype)
-    lanes = np.empty((5, LANES), top.dtype)
+@compiled
+def look_across(z, row, here, scale, weight, place, registers):
+    """Look at some rows, as many as there are lanes at most."""
+    reals, wholes = registers
+    classes = z.shape[1]
+    # Memory of its own, of which LLVM knows that nothing else overlaps it.
+    tile, lanes = (
+        np.empty((min(TILE, classes), LANES), reals.dtype),
+        np.empty((8, LANES), reals.dtype),
+    )
     high, below, ties, total, lost = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
-    lanes = np.empty((3, LANES), top.dtype)
-    fall, fall_lost, heavy = lanes[0], lanes[1], lanes[2]
-    for row in range(0, rows, LANES):
-        here = min(LANES, rows - row)
-        high[:] = -np.inf
-        for start in range(0, classes, TILE):
-            width = min(TILE, classes - start)
-            load(tile, z, row, here, start, width)
-            for c in range(width):
-                raise_to(high, tile[c])
-        ties[:] = 0
-        total[:] = 0
-        lost[:] = 0
-        fall[:] = 0
-        fall_lost[:] = 0
-        for start in range(0, classes, TILE):
-            width = min(TILE, classes - start)
-            if classes > TILE:
-                load(tile, z, row, here, start, width)
-            for run in range(0, width, RUN):
+    fall, fall_lost, heavy = lanes[5], lanes[6], lanes[7]
+    high[:] = -np.inf
+    for start in range(0, classes, TILE):
+        width = min(TILE, classes - start)
+        load_tile(tile, z, row, here, start, width)
+        for c in range(width):
+            raise_to(high, tile[c])
+    ties[:] = 0
+    total[:] = 0
+    lost[:] = 0
+    fall[:] = 0
+    fall_lost[:] = 0
+    for start in range(0, classes, TILE):
+        width = min(TILE, classes - start)
+        if classes > TILE:
+            load_tile(tile, z, row, here, start, width)
+        for run in range(0, width, TERMS):
+            below[:] = 0
+            for c in range(run, min(run + TERMS, width)):
+                add_below(below, ties, tile[c], high, scale)
+            settle(total, lost, below)
+            if weight.size:
                 below[:] = 0
-                for c in range(run, min(run + RUN, width)):
-                    add_below(below, ties, tile[c], high, scale)
-                settle(total, lost, below)
-                if even.size:
-                    below[:] = 0
-                    for c in range(run, min(run + RUN, width)):
-                        heavy[:] = weight[start + c]
-                        add_weighted(below, tile[c], heavy, high, scale)
-                    settle(fall, fall_lost, below)
-        for k in range(here):
-            i = row + k
-            top[i], rest[i] = agreed(high[k], settled(total[k], lost[k]) + (ties[k] - 1))
-            picked[i] = scale * (widen(z[i, index[i]]) - high[k])
-            if even.size:
-                even[i] = settled(fall[k], fall_lost[k])
-            if place.size:
-                place[i] = place_of(z[i], high[k], rest[i])
+                for c in range(run, min(run + TERMS, width)):
+                    heavy[:] = weight[start + c]
+                    add_weighted(below, tile[c], heavy, high, scale)
+                settle(fall, fall_lost, below)
+    for k in range(here):
+        top, rest = agreed(high[k], settled(total[k], lost[k]) + (ties[k] - 1))
+        reals[TOP, k], reals[REST, k] = top, rest
+        reals[PICKED, k] = scale * (widen(z[row + k, wholes[INDEX, k]]) - high[k])
+        if weight.size:
+            reals[FALL, k] = settled(fall[k], fall_lost[k])
+        if place:
+            wholes[PLACE, k] = place_of(z[row + k], high[k], rest)
+
+
+@compiled
+def write_across(z, into, row, here, scale, weight, keeps, registers):
+    """Write the gradients of some rows, as many as there are lanes at most."""
+    reals, wholes = registers
+    classes = z.shape[1]
+    tile, lanes = (
+        np.empty((min(TILE, classes), LANES), reals.dtype),
+        np.empty((2, LANES), reals.dtype),
+    )
+    share, buffer, nothing = lanes[0], lanes[1], reals.dtype.type(0)
+    high, slope, owed = reals[TOP], reals[PULL], reals[OWED]
+    # Adjacent rows need no tile: nothing of them is read twice.
+    direct = here == LANES and z.strides[0] == z.itemsize and into.strides[0] == z.itemsize
+    share[:] = 0
+    for start in range(0, classes, TILE):
+        width = min(TILE, classes - start)
+        if not direct:
+            load_tile(tile, z, row, here, start, width)
+        for c in range(width):
+            if weight.size:
+                scale_to(share, weight[start + c], owed)
+            if direct:
+                differentiate(buffer, line(z, row, start + c, LANES), high, scale, slope, share)
+            else:
+                differentiate(buffer, tile[c], high, scale, slope, share)
+            if keeps:
+                for k in range(here):
+                    buffer[k] = buffer[k] if wholes[KEPT, k] else nothing
+            if direct:
+                copy(line(into, row, start + c, LANES), buffer)
+            else:
+                copy(tile[c], buffer)
+        if not direct:
+            store_tile(tile, into, row, here, start, width)
+    for k in range(here):
+        if not keeps or wholes[KEPT, k]:
+            i, j = row + k, wholes[INDEX, k]
+            into[i, j] = narrow(reals[CHOSEN, k], into[i, j])
+
+
+# --- both
 
 
 @kernel
-def lane_grad(
-    origin,
-    rows,
-    classes,
-    row_step,
-    class_step,
-    to_origin,
-    _rows,
-    _classes,
-    to_row_step,
-    to_class_step,
-    scale,
-    weight,
-    at,
-    top,
-    pull,
-    even,
-    index,
-    chosen,
-    kept,
-):
-    top, pull, even = top[at:], pull[at:], even[at:]
-    index, chosen, kept = index[at:], chosen[at:], kept[at:]
-    z = seen(origin, rows, classes, row_step, class_step)
-    into = seen(to_origin, rows, classes, to_row_step, to_class_step)
-    tile = np.zeros((TILE, LANES), top.dtype)
-    lanes = np.zeros((5, LANES), top.dtype)
-    high, slope, share, owed, buffer = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
-    nothing = top.dtype.type(0)
-    for row in range(0, rows, LANES):
-        here = min(LANES, rows - row)
-        for k in range(here):
-            high[k] = top[row + k]
-            slope[k] = pull[row + k]
-            if even.size:
-                owed[k] = even[row + k]
-        # Adjacent rows need no tile: nothing of them is read twice.
-        direct = here == LANES and z.strides[0] == z.itemsize and into.strides[0] == z.itemsize
-        for start in range(0, classes, TILE):
-            width = min(TILE, classes - start)
-            if not direct:
-                load(tile, z, row, here, start, width)
-            for c in range(width):
-                if even.size:
-                    scale_to(share, weight[start + c], owed)
-                if direct:
-                    differentiate(buffer, line(z, row, start + c, LANES), high, scale, slope, share)
-                else:
-                    differentiate(buffer, tile[c], high, scale, slope, share)
-                if kept.size:
-                    for k in range(here):
-                        buffer[k] = buffer[k] if kept[row + k] else nothing
-                if direct:
-                    copy(line(into, row, start + c, LANES), buffer)
-                else:
-                    tile[c] = buffer
-            if not direct:
-                store(tile, into, row, here, start, width)
-        for i in range(row, row + here):
-            if not kept.size or kept[i]:
-                into[i, index[i]] = narrow(chosen[i], into[i, index[i]])
+def within(index, length):
+    """Whether every index is in [0, length)."""
+    outside = 0
+    for i in range(len(index)):
+        outside |= (index[i] < 0) | (index[i] >= length)
+    return not outside
+
+
+@compiled
+def phase_of(segment, phase):
+    """Which steps come before the look at rows, between that and their gradients, and after."""
+    if phase == 0:
+        return segment.start, segment.look
+    if phase == 1:
+        return segment.look, segment.write
+    return segment.write, segment.stop
+
+
+def running(along, helpers):
+    """Make a kernel that does some segments of a program with rows of logits.
+
+    Lanes run along the classes, `some` rows being taken at a time, or are rows. These rows begin at
+    one place in what is given of them and at another in the results; sums are those of a `share`.
+
+    Numba keeps a kernel on disk as long as this file and what the kernel encloses are the same:
+    `helpers` tells of the files of what it calls.
+    """
+
+    @kernel
+    def run(
+        origin,
+        rows,
+        classes,
+        row_step,
+        class_step,
+        to_origin,
+        _rows,
+        _classes,
+        to_row_step,
+        to_class_step,
+        some,
+        leaves,
+        fetches,
+        scale,
+        at,
+        to_at,
+        share,
+        segments,
+        index,
+        mask,
+        given,
+        code,
+        numbers,
+        whole_numbers,
+        register_count,
+        weight,
+        vectors,
+        sums,
+        results,
+        whole_results,
+        finals,
+    ):
+        helpers  # noqa: B018
+        z = seen(origin, rows, classes, row_step, class_step)
+        into = seen(to_origin, rows, classes, to_row_step, to_class_step)
+        both = registers(numbers, whole_numbers, register_count)
+        memory = (
+            bare(index),
+            bare(mask),
+            bare(given),
+            bare(weight),
+            bare(vectors),
+            bare(sums),
+            bare(results),
+            bare(whole_results),
+            bare(finals),
+        )
+        added = np.empty((sums.shape[1], LANES), np.float64)
+        room = np.zeros(STRETCH, numbers.dtype), np.zeros((9, LANES), numbers.dtype)
+        none, how, ahead = numbers[:0], (leaves, fetches, scale), numbers.dtype.type(0)
+        for segment in segments:
+            of_rows, place, keeps = segment.extent == ROWS, segment.place, segment.keeps
+            count = rows if of_rows else classes if segment.extent == CLASSES else 1
+            most = some if of_rows else LANES
+            heavy = vectors[segment.fall] if segment.fall >= 0 else none
+            owing = vectors[segment.owed] if segment.owed >= 0 else none
+            added[:] = 0
+            if along:  # noqa: SIM102 a branch that numba does not compile
+                if segment.looks and rows:
+                    ahead = first_top(z, room)
+            for first in range(0, count, most):
+                here = min(most, count - first)
+                places = (at + first, to_at + first) if of_rows else (first, first)
+                for phase in range(3):  # one loop, lest its steps be compiled three times
+                    start, stop = phase_of(segment, phase)
+                    if start < stop:
+                        carry_out(code, start, stop, here, places, both, added, memory)
+                    if along:
+                        if phase == 0 and segment.looks:
+                            ahead = look_along(
+                                z, into, first, here, ahead, how, heavy, place, both, room
+                            )
+                        elif phase == 1 and segment.writes:
+                            write_along(z, into, first, here, how, owing, keeps, both, room)
+                    elif phase == 0 and segment.looks:
+                        look_across(z, first, here, scale, heavy, place, both)
+                    elif phase == 1 and segment.writes:
+                        write_across(z, into, first, here, scale, owing, keeps, both)
+            keep_sums(sums, share, segment.adds, min(most, count), added)
+
+    return run
+
+
+def digest():
+    """A number that tells whether the kernels' helpers are the same."""
+    here = resources.files("xent_array._kernels")
+    names = ("_arithmetic.py", "_lanes.py", "_machine.py")
+    return zlib.crc32(b"".join(here.joinpath(name).read_bytes() for name in names))
+
+
+along, across = (running(along, digest()) for along in (True, False))

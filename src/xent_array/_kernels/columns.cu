@@ -1,7 +1,7 @@
 // Array code on columns: arithmetic on a few numbers of each row, or each class.
 //
 // What the loss makes of the statistics of rows is array code, and each of its operations would be
-// a launch of its own. `_kernels/columns.py` writes them down instead, as the method of a struct
+// a launch of its own. `_kernels/cuda_columns.py` writes them down instead, as the method of a struct
 //
 //     struct Steps {
 //       enum { TOTALS, SUMS, REALS };  // how many, and which sums are of reals: a bit of each

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from xent_array._kernels import RowStats
-from xent_array._kernels.columns import DTYPES, TYPES
+from xent_array._kernels.cuda_columns import DTYPES, TYPES
 from xent_array._kernels.launches import Address, Cell, Form, Launch, launching
 from xent_array._namespace import Array
 
@@ -136,7 +136,6 @@ class Kernels:
         dtype: Any,
         *,
         place: bool,
-        into: Array | None = None,
     ) -> RowStats:
         """Read rows of logits; see `_kernels.Kernels`."""
         shape, producer = index.shape, self.producer
@@ -162,7 +161,6 @@ class Kernels:
         index: Array,
         chosen: Array,
         kept: Array | None,
-        left: bool = False,
     ) -> None:
         """Write the gradients of rows; see `_kernels.Kernels`."""
         shape = top.shape

@@ -1,0 +1,168 @@
+"""Host memory whose rows kernels read: all else that the loss does there, in one go with them.
+
+The loss is evaluated once on a ledger (`_kernels.steps`), which makes a program of it. Calls that
+are like it run the program.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xent_array._backends import dtype_name
+from xent_array._batch import NUMBERS, Arrays, Batch, arrays_of, laid_out
+from xent_array._engines import _noting as noting
+from xent_array._engines._noting import (
+    KEPT,
+    Finished,
+    Logits,
+    Work,
+    own_dtypes,
+    results_on_columns,
+)
+from xent_array._evaluate import Kept, Result, room_for_gradient
+from xent_array._kernels.columns import ONE, REAL, ROWS, TRUTH, WHOLE, Column
+from xent_array._kernels.host import Kernels
+from xent_array._kernels.steps import Program, Steps
+from xent_array._namespace import Array
+from xent_array._rows import classes_last
+from xent_array._rowwise import Stats
+from xent_array._wanted import IndexTarget
+
+
+def value(batch: Batch) -> Result:
+    """Evaluate the loss, and statistics where the options ask for them."""
+    loss, *stats = _run(noting.value, batch)
+    return Result(loss, None, Stats(*stats) if stats else None)
+
+
+def value_and_grad(batch: Batch) -> Result:
+    """Evaluate the loss and its derivatives by the logits."""
+    out = room_for_gradient(batch)
+    loss, *stats = _run(noting.value_and_grad, batch, out=out)
+    return Result(loss, out, Stats(*stats) if stats else None)
+
+
+def value_to_differentiate(batch: Batch) -> tuple[Result, Kept]:
+    """Evaluate the loss, and keep of each row what `grad_of_kept` needs."""
+    loss, divisor, *seen = _run(noting.value_to_differentiate, batch)
+    return Result(loss, None, None), Kept(seen, divisor)
+
+
+def grad_of_kept(batch: Batch, kept: Kept) -> Array:
+    """The derivatives by the logits of a loss that was evaluated before."""
+    out = room_for_gradient(batch)
+    _run(noting.grad_of_kept, batch, kept, out=out)
+    return out
+
+
+class _Output(NamedTuple):
+    """A result that is an array."""
+
+    place: int  # among those of the program
+    dtype: Any
+    of_rows: bool
+    flat: bool  # without the class axis
+
+
+class _Written(NamedTuple):
+    """What a call follows from, but for its values."""
+
+    program: Program
+    given: list[tuple[int, str]]  # which of the arrays it reads
+    results: list[Any]  # outputs, or a number or None in their place
+
+
+#: How many programs are kept, at most.
+PROGRAMS = 1024
+
+_programs: dict[Any, _Written] = {}
+
+
+def _run(work: Work, batch: Batch, kept: Kept | None = None, out: Array | None = None) -> list[Any]:
+    """Do some work on a batch, by the program of the calls that are like it."""
+    kernels = batch.kernels
+    assert isinstance(kernels, Kernels)
+    arrays: tuple[Any, ...] = arrays_of(batch)[1:]
+    if type(batch.denominator) is float:
+        arrays = (
+            *arrays[:_DENOMINATOR],
+            np.asarray(batch.denominator),
+            *arrays[_DENOMINATOR + 1 :],
+        )
+    if kept is not None:
+        arrays = (*arrays, *kept.seen, np.asarray(kept.divisor))
+    signature = _signature(work, batch, arrays)
+    written = _programs.get(signature)
+    if written is None:
+        if len(_programs) >= PROGRAMS:
+            _programs.clear()
+        written = _programs[signature] = _write(work, batch, arrays, out)
+    into = out if out is None else classes_last(batch.backend, out, batch.axis)
+    z = laid_out(batch).logits
+    given = {name: arrays[place] for place, name in written.given}
+    given["rows"] = max(math.prod(batch.shape), 1)
+    found = kernels.run(written.program, z, z if into is None else into, given)
+    return [_told(x, found, batch.shape) if type(x) is _Output else x for x in written.results]
+
+
+def _signature(work: Work, batch: Batch, arrays: tuple[Any, ...]) -> Any:
+    """What a program follows from: the call but for its arrays, the rows, and what it divides by.
+
+    Those are other ones in every call, be they numbers.
+    """
+    assert isinstance(batch.target, IndexTarget)
+    target, numbers = batch.target, [x if type(x) in NUMBERS else "array" for x in arrays]
+    call = (*batch[6:10], 0 in batch.shape, batch.classes, *batch[13:15])  # of any shape and axis
+    return work, *batch[1:3], *call, target.ignore_index, target.trusted, *numbers
+
+
+def _told(output: _Output, found: list[Array], shape: tuple[int, ...]) -> Array:
+    """A result as the caller gets it."""
+    place, dtype, of_rows, flat = output
+    x = found[place]
+    if x.dtype != dtype:
+        with np.errstate(all="ignore"):
+            x = x.astype(dtype)
+    return x.reshape(shape if flat else (*shape, 1)) if of_rows else x
+
+
+# --- a program, written
+
+#: What a program is given, by its names: what a batch and what was kept hold, in their order.
+_NAMES = ("index", *Arrays._fields[2:], *KEPT)
+_DENOMINATOR = _NAMES.index("denominator")
+
+
+def _write(work: Work, batch: Batch, arrays: tuple[Any, ...], out: Array | None) -> _Written:
+    """Evaluate a batch on columns, and write down what that takes."""
+    steps = Steps(dtype_name(batch.compute_dtype))
+
+    def column(name: str, _: Array, extent: str) -> Column:
+        kind = {"target": WHOLE, "where": TRUTH}.get(name, REAL)
+        return steps.given("index" if name == "target" else name, kind, extent)
+
+    count = steps.given("rows", REAL, ONE)
+    shape = (*batch.shape, batch.classes)
+    logits = Logits(dtype_name(batch.logits.dtype), shape, row_count=count)
+    into = None if out is None else logits
+    found = results_on_columns(
+        work, batch, arrays, column=column, logits=logits, into=into, kernels=steps
+    )
+    columns, results = list[Column](), list[Any]()
+    dtypes = own_dtypes(batch)
+    for x in found:
+        if isinstance(x, Finished):
+            output = _Output(len(columns), dtypes[x.dtype], x.column.extent == ROWS, x.flat)
+            results.append(output)
+            columns.append(x.column)
+        else:
+            results.append(x)
+    given = [
+        (place, name)
+        for place, name in enumerate(_NAMES[: len(arrays)])
+        if type(arrays[place]) not in NUMBERS
+    ]
+    return _Written(steps.program(columns), given, results)
