@@ -10,9 +10,10 @@ import torch
 
 import xent_array
 from test_reference import as_rows, by_torch, calls, our_layout, over_the_product
+from xent_array import _kernels
 
 import oracle
-from arrays import DTYPES, dtype_of, flushed, make, set_budget, spacing, to_numpy, unit
+from arrays import DEVICE, DTYPES, dtype_of, flushed, make, set_budget, spacing, to_numpy, unit
 
 RNG = np.random.default_rng(11)
 LOGITS = RNG.normal(size=(6, 4)) * 2
@@ -365,7 +366,12 @@ def test_half_gradients(xp):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("classes", [3, 10, 100, 1000])
 def test_a_row_sums_to_nothing(xp, classes, dtype):
-    """Beside its greatest entry, to within six units of rounding: torch's own reach millions."""
+    """Beside its greatest entry, to within a few units of rounding: torch's own reach millions.
+
+    Portable sums have the 1 of the top among them, and it is taken out again.
+    """
+    kernels = xp.__name__ in ("numpy", "torch") and _kernels.why_not_for_host() is None
+    units = 6 if kernels and DEVICE == "cpu" else 12
     rng = np.random.default_rng(classes)
     rows = 20_000 // classes
     for deviation in (0.5, 2, 5, 10):
@@ -377,4 +383,4 @@ def test_a_row_sums_to_nothing(xp, classes, dtype):
             given = given.rechunk({1: -1})
         _, grad = xent_array.cross_entropy_and_grad(given, make(xp, target), reduction="sum")
         grad = to_numpy(grad).astype(np.longdouble)
-        assert np.all(np.abs(grad.sum(1)) <= 6 * unit(dtype) * np.abs(grad).max(1))
+        assert np.all(np.abs(grad.sum(1)) <= units * unit(dtype) * np.abs(grad).max(1))

@@ -36,7 +36,7 @@ class Standard:
     #: A sum of exponentials, the greatest of them 1, from which the 1 can be taken again: the sum's
     #: own error, multiplied by 1 + 1/rest, is that of `rest`, and of what gradients of a row add up
     #: to.
-    trusted_sum = 3.0
+    trusted_sum = 1.5
 
     #: Whether blocks are a loop of the library's own, `map_rows`, and not of Python.
     maps_rows = False

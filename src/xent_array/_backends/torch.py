@@ -31,6 +31,8 @@ _INTEGERS = frozenset(
 
 
 class Backend(Standard):
+    #: torch sums by a cascade, along any axis, whose lane with the 1 is off by up to 20 units.
+    trusted_sum = 3.0
     multiplies_half = True
 
     def admit(self, name: str, x: Array) -> Array:
