@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 from xent_array import _evaluate
 from xent_array._backends import Memory, Standard, dtype_name
 from xent_array._batch import NUMBERS, Arrays, Batch, arrays_of, with_arrays
-from xent_array._evaluate import Kept
+from xent_array._evaluate import Kept, Result, room_for_gradient
 from xent_array._kernels import Kernels
 from xent_array._kernels.columns import CLASSES, ONE, ROWS, Column, Flat
 from xent_array._namespace import Array
+from xent_array._rowwise import Stats
 
 
 class _Words:
@@ -116,25 +117,58 @@ Results = list[Any]
 Work = Callable[[Batch, Kept | None], Results]
 
 
-def value(batch: Batch, _: Kept | None) -> Results:
+def _value(batch: Batch, _: Kept | None) -> Results:
     result = _evaluate.value(batch)
     return [result.loss, *(result.stats or ())]
 
 
-def value_and_grad(batch: Batch, _: Kept | None) -> Results:
+def _value_and_grad(batch: Batch, _: Kept | None) -> Results:
     result = _evaluate.value_and_grad(batch)
     return [result.loss, *(result.stats or ())]
 
 
-def value_to_differentiate(batch: Batch, _: Kept | None) -> Results:
+def _value_to_differentiate(batch: Batch, _: Kept | None) -> Results:
     result, kept = _evaluate.value_to_differentiate(batch)
     return [result.loss, kept.divisor, *kept.seen]
 
 
-def grad_of_kept(batch: Batch, kept: Kept | None) -> Results:
+def _grad_of_kept(batch: Batch, kept: Kept | None) -> Results:
     assert kept is not None
     _evaluate.grad_of_kept(batch, kept)
     return []
+
+
+class Evaluations(NamedTuple):
+    """What an engine has, on arrays: see `_engines.of_memory`."""
+
+    value: Callable[[Batch], Result]
+    value_and_grad: Callable[[Batch], Result]
+    value_to_differentiate: Callable[[Batch], tuple[Result, Kept]]
+    grad_of_kept: Callable[[Batch, Kept], Array]
+
+
+def evaluations(run: Callable[[Work, Batch, Kept | None, Array | None], Results]) -> Evaluations:
+    """Evaluate by what does some work on a batch, what was kept, and memory for the gradient."""
+
+    def value(batch: Batch) -> Result:
+        loss, *stats = run(_value, batch, None, None)
+        return Result(loss, None, Stats(*stats) if stats else None)
+
+    def value_and_grad(batch: Batch) -> Result:
+        out = room_for_gradient(batch)
+        loss, *stats = run(_value_and_grad, batch, None, out)
+        return Result(loss, out, Stats(*stats) if stats else None)
+
+    def value_to_differentiate(batch: Batch) -> tuple[Result, Kept]:
+        loss, divisor, *seen = run(_value_to_differentiate, batch, None, None)
+        return Result(loss, None, None), Kept(seen, divisor)
+
+    def grad_of_kept(batch: Batch, kept: Kept) -> Array:
+        out = room_for_gradient(batch)
+        run(_grad_of_kept, batch, kept, out)
+        return out
+
+    return Evaluations(value, value_and_grad, value_to_differentiate, grad_of_kept)
 
 
 #: What a batch and what was kept have one number of; rows are the others.

@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 
 from xent_array._backends import dtype_name
 from xent_array._batch import Batch, apart, laid_out
-from xent_array._engines import _noting as noting
 from xent_array._engines._noting import (
     Finished,
     Logits,
     Results,
     Work,
+    evaluations,
     own_dtypes,
     results_on_columns,
 )
-from xent_array._evaluate import Kept, Result, room_for_gradient
+from xent_array._evaluate import Kept
 from xent_array._kernels import RowStats
 from xent_array._kernels.columns import CLASSES, ONE, ROWS, Column
 from xent_array._kernels.cuda import Given, Kernels, Rows, fused, launches_of, number_apart
@@ -28,37 +28,6 @@ from xent_array._kernels.cuda_columns import Launches
 from xent_array._kernels.launches import Cell, Launch
 from xent_array._namespace import Array
 from xent_array._rows import classes_last
-from xent_array._rowwise import Stats
-
-
-def value(batch: Batch) -> Result:
-    """Evaluate the loss, and statistics where the options ask for them."""
-    return _result(_run(noting.value, batch), None)
-
-
-def value_and_grad(batch: Batch) -> Result:
-    """Evaluate the loss and its derivatives by the logits."""
-    out = room_for_gradient(batch)
-    return _result(_run(noting.value_and_grad, batch, out=out), out)
-
-
-def _result(results: Results, grad: Array | None) -> Result:
-    loss, *stats = results
-    return Result(loss, grad, Stats(*stats) if stats else None)
-
-
-def value_to_differentiate(batch: Batch) -> tuple[Result, Kept]:
-    """Evaluate the loss, and keep of each row what `grad_of_kept` needs."""
-    loss, divisor, *seen = _run(noting.value_to_differentiate, batch)
-    return Result(loss, None, None), Kept(seen, divisor)
-
-
-def grad_of_kept(batch: Batch, kept: Kept) -> Array:
-    """The derivatives by the logits of a loss that was evaluated before."""
-    out = room_for_gradient(batch)
-    _run(noting.grad_of_kept, batch, kept, out=out)
-    return out
-
 
 # --- what was noted, launched
 
@@ -101,7 +70,7 @@ PROGRAMS = 256
 _programs: dict[_Signature, _Program] = {}
 
 
-def _run(work: Work, batch: Batch, kept: Kept | None = None, out: Array | None = None) -> Results:
+def _run(work: Work, batch: Batch, kept: Kept | None, out: Array | None) -> Results:
     """Do some work on a batch, by the program of the calls that are like it."""
     kernels, into = batch.kernels, out
     assert isinstance(kernels, Kernels)
@@ -117,6 +86,9 @@ def _run(work: Work, batch: Batch, kept: Kept | None = None, out: Array | None =
     return _launched(
         program, kernels, (batch.logits, batch.logits if into is None else into), arrays
     )
+
+
+value, value_and_grad, value_to_differentiate, grad_of_kept = evaluations(_run)
 
 
 def _signature(

@@ -13,49 +13,22 @@ import numpy as np
 
 from xent_array._backends import dtype_name
 from xent_array._batch import NUMBERS, Arrays, Batch, arrays_of, laid_out
-from xent_array._engines import _noting as noting
 from xent_array._engines._noting import (
     KEPT,
     Finished,
     Logits,
     Work,
+    evaluations,
     own_dtypes,
     results_on_columns,
 )
-from xent_array._evaluate import Kept, Result, room_for_gradient
+from xent_array._evaluate import Kept
 from xent_array._kernels.columns import ONE, REAL, ROWS, TRUTH, WHOLE, Column
 from xent_array._kernels.host import Kernels
 from xent_array._kernels.steps import Program, Steps
 from xent_array._namespace import Array
 from xent_array._rows import classes_last
-from xent_array._rowwise import Stats
 from xent_array._wanted import IndexTarget
-
-
-def value(batch: Batch) -> Result:
-    """Evaluate the loss, and statistics where the options ask for them."""
-    loss, *stats = _run(noting.value, batch)
-    return Result(loss, None, Stats(*stats) if stats else None)
-
-
-def value_and_grad(batch: Batch) -> Result:
-    """Evaluate the loss and its derivatives by the logits."""
-    out = room_for_gradient(batch)
-    loss, *stats = _run(noting.value_and_grad, batch, out=out)
-    return Result(loss, out, Stats(*stats) if stats else None)
-
-
-def value_to_differentiate(batch: Batch) -> tuple[Result, Kept]:
-    """Evaluate the loss, and keep of each row what `grad_of_kept` needs."""
-    loss, divisor, *seen = _run(noting.value_to_differentiate, batch)
-    return Result(loss, None, None), Kept(seen, divisor)
-
-
-def grad_of_kept(batch: Batch, kept: Kept) -> Array:
-    """The derivatives by the logits of a loss that was evaluated before."""
-    out = room_for_gradient(batch)
-    _run(noting.grad_of_kept, batch, kept, out=out)
-    return out
 
 
 class _Output(NamedTuple):
@@ -81,7 +54,7 @@ PROGRAMS = 1024
 _programs: dict[Any, _Written] = {}
 
 
-def _run(work: Work, batch: Batch, kept: Kept | None = None, out: Array | None = None) -> list[Any]:
+def _run(work: Work, batch: Batch, kept: Kept | None, out: Array | None) -> list[Any]:
     """Do some work on a batch, by the program of the calls that are like it."""
     kernels = batch.kernels
     assert isinstance(kernels, Kernels)
@@ -106,6 +79,9 @@ def _run(work: Work, batch: Batch, kept: Kept | None = None, out: Array | None =
     given["rows"] = max(math.prod(batch.shape), 1)
     found = kernels.run(written.program, z, z if into is None else into, given)
     return [_told(x, found, batch.shape) if type(x) is _Output else x for x in written.results]
+
+
+value, value_and_grad, value_to_differentiate, grad_of_kept = evaluations(_run)
 
 
 def _signature(work: Work, batch: Batch, arrays: tuple[Any, ...]) -> Any:

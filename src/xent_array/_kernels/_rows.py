@@ -478,4 +478,6 @@ def digest():
     return zlib.crc32(b"".join(here.joinpath(name).read_bytes() for name in names))
 
 
-along, across = (running(along, digest()) for along in (True, False))
+HELPERS = digest()
+
+along, across = running(True, HELPERS), running(False, HELPERS)

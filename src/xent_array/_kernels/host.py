@@ -273,9 +273,8 @@ def _grad_program(dtype: str, scale: float, names: frozenset[str]) -> Program:
 
 
 def _leaves(z: Array, into: Array, dtype: Any) -> bool:
-    """Whether exponentials of rows can be left, as they are, where the gradient goes."""
-    kept = _along_classes(z, into) and into.dtype == dtype
-    return kept and not np.may_share_memory(z, into)
+    """Whether exponentials along rows can be left, as they are, where the gradient goes."""
+    return bool(into.dtype == dtype) and not np.may_share_memory(z, into)
 
 
 def _call(kernel: Any, *args: Any) -> Any:
