@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from jax._src.core import trace_state_clean  # no public name; a test pins what it does
 from jax.sharding import NamedSharding, PartitionSpec
 
+from xent_array._backends import backend_of
 from xent_array._backends._standard import Memory, Standard
 from xent_array._namespace import Array
 
@@ -31,9 +33,24 @@ class Backend(Standard):
 
     def cut_as(self, x: Array) -> Memory:
         # XLA for the CPU stores every step on the way to a sum, unless few rows are taken at a
-        # time. Elsewhere it does not, and rows may lie on several devices.
+        # time. Elsewhere it does not, and rows may lie on several devices, or be any number.
+        if not isinstance(x.size, int):
+            return "opaque"
         alone = jax.default_backend() == "cpu" and jax.device_count() == 1
         return "host" if alone and jax.typeof(x).sharding.mesh.empty else "opaque"
+
+    def evaluator(self, x: Array) -> Standard:
+        # NumPy's arithmetic is no quicker than XLA's; the kernels that read its arrays are.
+        numpy = _numpy()
+        reads = self.cut_as(x) == "host" and numpy.kernels(numpy.xp.empty(0)) is not None
+        return numpy if reads else self
+
+    def lent(self, x: Array) -> Array:
+        """An array that stands for XLA's buffer, whose memory is there when the call is run."""
+        return np.broadcast_to(np.zeros((), x.dtype), x.shape)
+
+    def why_no_kernels(self, x: Array) -> str | None:
+        return _numpy().why_no_kernels(x) if self.cut_as(x) == "host" else None
 
     def differentiates(self, *arrays: Array) -> bool:
         return True  # any trace may be, now or later
@@ -99,6 +116,12 @@ class Backend(Standard):
         if not _explicit(index):
             return x[index]
         return x.at[index].get(out_sharding=jax.typeof(index).sharding)
+
+
+@functools.cache
+def _numpy() -> Standard:
+    """What answers for NumPy's arrays."""
+    return backend_of("x", np.empty(0))
 
 
 def _explicit(x: Array) -> bool:

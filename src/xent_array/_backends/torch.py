@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
-import mmap
-import sys
 from typing import Any
 
 import torch
@@ -16,12 +13,10 @@ from xent_array import _kernels
 from xent_array._backends import _torch_cuda, backend_of
 from xent_array._backends._standard import NOTHING, Memory, Standard
 from xent_array._kernels import Kernels
+from xent_array._memory import advise_huge_pages
 from xent_array._namespace import Array
 
 _WORTH_A_LOOK = 1 << 12
-
-#: Bytes of a result from which on it is given huge pages, as in NumPy.
-_WORTH_HUGE_PAGES = 1 << 22
 
 CONCRETE = (torch.Tensor, torch.nn.Parameter)
 _HALF = (torch.float16, torch.bfloat16)
@@ -185,8 +180,8 @@ class Backend(Standard):
 
     def room(self, shape: tuple[int, ...], like: Array, dtype: Any = None) -> Array:
         room = torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
-        if room.is_cpu and room.nbytes >= _WORTH_HUGE_PAGES:
-            _advise_huge_pages(room)
+        if room.is_cpu:
+            advise_huge_pages(room.data_ptr(), room.nbytes)
         return room
 
 
@@ -196,18 +191,6 @@ def _sums_half_products(total: torch.Tensor, a: torch.Tensor) -> bool:
         return False
     capable = torch.version.cuda and torch.cuda.get_device_capability(total.device) >= (8, 0)
     return bool(capable)
-
-
-def _advise_huge_pages(x: Array) -> None:
-    """Have Linux take huge pages for fresh memory, as NumPy does for its own.
-
-    Of pages of 4 KiB, taking and clearing one after the other costs more than the gradient does.
-    """
-    madvise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
-    if madvise is not None:
-        start = -(-x.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = x.data_ptr() + x.nbytes - start
-        madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
 
 
 @functools.cache

@@ -2,12 +2,13 @@
 
 Three functions of a call's arrays, each the derivative of the one before: the loss, the gradient by
 the logits, and what JAX derives of the array code. The first two are quick and know nothing of
-derivatives; the rule of each names the next.
+derivatives; the rule of each names the next. Kernels evaluate them where they can: `_jax_buffers`.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,10 +18,13 @@ from jax.custom_derivatives import SymbolicZero
 
 from xent_array import _evaluate
 from xent_array._batch import Arrays, Batch, apart, laid_out, together
+from xent_array._engines._jax_buffers import evaluate_in_buffers, lent
 from xent_array._evaluate import Result
 from xent_array._namespace import Array
-from xent_array._rows import classes_back
 from xent_array._rowwise import rows_of
+
+#: Array code for the arrays of a call.
+Code = Callable[[Batch, Arrays], Result]
 
 
 def value(batch: Batch) -> Result:
@@ -43,7 +47,24 @@ def _call_and_arrays(batch: Batch) -> tuple[Batch, Arrays]:
     """
     rows = batch.axis == batch.logits.ndim - 1  # others would be copied, to lie along one axis
     memory = batch.backend.cut_as(batch.logits) if rows else "opaque"
-    return apart(batch._replace(memory=memory), jax.Array)
+    call, arrays = apart(batch._replace(memory=memory), jax.Array)
+    return call._replace(lent=lent(batch)), arrays
+
+
+def _evaluated(call: Batch, arrays: Arrays, code: Code, derivable: Code) -> Result:
+    """Evaluate array code; where kernels serve, by them, and by other code what JAX derives."""
+    if call.lent is None:
+        return code(call, arrays)
+    codes = (functools.partial(function, call) for function in (code, derivable))
+    return evaluate_in_buffers(call.lent, arrays, *codes)
+
+
+def _constant_value(call: Batch, arrays: Arrays) -> Result:
+    return _evaluate.value(_constant(call, arrays))
+
+
+def _constant_value_and_grad(call: Batch, arrays: Arrays) -> Result:
+    return _evaluate.value_and_grad(_constant(call, arrays))
 
 
 def _constant(call: Batch, arrays: Arrays) -> Batch:
@@ -51,9 +72,29 @@ def _constant(call: Batch, arrays: Arrays) -> Batch:
     return together(call, arrays)._replace(differentiable=False)
 
 
+def _value(call: Batch, arrays: Arrays) -> Result:
+    return _evaluate.value(together(call, arrays))
+
+
+def _wide_value_and_grad(call: Batch, arrays: Arrays) -> Result:
+    """Loss and gradient as JAX derives them, in the compute dtype."""
+
+    def total(logits: Array) -> tuple[Array, Array]:
+        loss = _value(call, arrays._replace(logits=logits)).loss
+        return jnp.sum(loss), loss
+
+    grad, loss = jax.grad(total, has_aux=True)(_wide(call, arrays).logits)
+    return Result(loss, grad, None)
+
+
+def _wide(call: Batch, arrays: Arrays) -> Arrays:
+    """The arrays for a gradient in the compute dtype: a half one is rounded after it is scaled."""
+    return arrays._replace(logits=jnp.astype(arrays.logits, call.compute_dtype))
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _loss(call: Batch, arrays: Arrays) -> Result:
-    return _evaluate.value(_constant(call, arrays))
+    return _evaluated(call, arrays, _constant_value, _value)
 
 
 @functools.partial(_loss.defjvp, symbolic_zeros=True)
@@ -62,42 +103,32 @@ def _loss_jvp(call: Batch, primals: Any, tangents: Any) -> Any:
     (arrays,), (directions,) = primals, tangents
     others = [x for x in directions[1:] if x is not None]
     if call.return_stats or not all(isinstance(x, SymbolicZero) for x in others):
-        return derived(lambda x: _evaluate.value(together(call, x)), primals, tangents)
-    # In the compute dtype: what scales a half gradient must come before it is rounded.
-    dtype = call.compute_dtype
-    loss, grad = _loss_and_grad(call, arrays._replace(logits=jnp.astype(arrays.logits, dtype)))
-    direction = jnp.astype(directions.logits, dtype)
-    along = grad * _counted(together(call, arrays), direction)
-    slope = jnp.sum(along, axis=call.axis if call.reduction == "none" else None)
+        return derived(functools.partial(_value, call), primals, tangents)
+    loss, grad, _ = _loss_and_grad(call, arrays)
+    falls = jnp.sum(grad * jnp.astype(directions.logits, grad.dtype), axis=call.axis)
+    slope = _counted(together(call, arrays), falls)
+    if call.reduction != "none":
+        slope = jnp.sum(slope)
     return Result(loss, None, None), Result(jnp.astype(slope, loss.dtype), None, None)
 
 
-def _counted(batch: Batch, direction: Array) -> Array:
-    """A direction of the logits, 0 in the rows that do not count, whatever it holds there."""
+def _counted(batch: Batch, falls: Array) -> Array:
+    """What there is of each row, 0 in those that do not count, wherever they are moved to."""
     kept = rows_of(laid_out(batch), (...,)).kept
-    if kept is None:
-        return direction
-    kept = jnp.broadcast_to(classes_back(batch.backend, kept, batch.axis), direction.shape)
-    return jnp.where(kept, direction, 0.0)
+    return falls if kept is None else jnp.where(kept[..., 0], falls, 0.0)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _loss_and_grad(call: Batch, arrays: Arrays) -> tuple[Array, Array]:
-    result = _evaluate.value_and_grad(_constant(call, arrays))
-    return result.loss, result.grad_logits
+def _loss_and_grad(call: Batch, arrays: Arrays) -> Result:
+    def code(call: Batch, arrays: Arrays) -> Result:
+        return _constant_value_and_grad(call, _wide(call, arrays))
+
+    return _evaluated(call, arrays, code, _wide_value_and_grad)
 
 
 @_loss_and_grad.defjvp
 def _loss_and_grad_jvp(call: Batch, primals: Any, tangents: Any) -> Any:
-    def loss_and_grad(arrays: Arrays) -> tuple[Array, Array]:
-        def total(logits: Array) -> tuple[Array, Array]:
-            loss = _evaluate.value(together(call, arrays._replace(logits=logits))).loss
-            return jnp.sum(loss), loss
-
-        grad, loss = jax.grad(total, has_aux=True)(arrays.logits)
-        return loss, grad
-
-    return derived(loss_and_grad, primals, tangents)
+    return derived(functools.partial(_wide_value_and_grad, call), primals, tangents)
 
 
 def derived(function: Any, primals: Any, tangents: Any) -> Any:
@@ -120,4 +151,4 @@ def _compiled_loss(call: Batch, arrays: Arrays) -> Result:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _compiled_loss_and_grad(call: Batch, arrays: Arrays) -> Result:
-    return _evaluate.value_and_grad(_constant(call, arrays))
+    return _evaluated(call, arrays, _constant_value_and_grad, _constant_value_and_grad)
