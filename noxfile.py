@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 nox.needs_version = ">=2025.2"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_external_run = True
-nox.options.sessions = ["tests", "examples", "imports", "lint", "typing", "docs"]
+nox.options.sessions = ["tests", "imports", "lint", "typing", "docs"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -29,17 +29,16 @@ NAMESPACES = {
 }
 BACKENDS = [nox.param(name, id=name) for name in NAMESPACES]
 
-#: The libraries whose arrays are read by kernels, where numba is installed.
+#: The libraries whose smallest arrays too are read by kernels, where numba is installed.
 KERNELS_SERVE = ("numpy", "torch")
-
-#: What else the tests of a library need: NumPy's bring those of the CUDA kernels, without a GPU.
-FURTHER = {"numpy": ("cuda",)}
 
 #: Warnings are errors, but for torch's own where there is no NumPy beside it.
 WARNINGS = ("-W", "error", "-W", "ignore:Failed to initialize NumPy:UserWarning")
 
 #: JAX compiles hundreds of small programs here, for which optimising costs more than it saves.
-QUICK_TO_COMPILE = {"XLA_FLAGS": "--xla_llvm_disable_expensive_passes=true"}
+QUICK_TO_COMPILE = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+}
 
 
 def interpreters() -> list[str]:
@@ -76,28 +75,32 @@ def conformance(session: nox.Session, namespace: str) -> None:
 
 
 @nox.session
-@nox.parametrize("backend", BACKENDS)
-def tests(session: nox.Session, backend: str) -> None:
-    """Run the tests on one array library, torch beside it as the reference.
+def tests(session: nox.Session) -> None:
+    """Run the tests on each array library, torch beside it as the reference, and the examples.
 
-    Where kernels serve the library, the array code that they stand for is tested as well.
+    ``-- jax -k softcap`` runs some of the tests on one library, ``-- examples`` every example of
+    the docs and docstrings. Where kernels serve a library whatever its calls, the array code that
+    they stand for is tested as well.
     """
-    install(session, "suite", backend, *FURTHER.get(backend, ()))
-    library = backend.replace("-", "_")
+    install(session, "test", "cuda")
+    chosen = [name for name in session.posargs if name in (*NAMESPACES, "examples")]
+    options = [option for option in session.posargs if option not in chosen]
+    for name in chosen or (*NAMESPACES, "examples"):
+        if name == "examples":
+            session.run("pytest", "README.md", "docs", "src", *options)
+        else:
+            tests_on(session, name, options)
+
+
+def tests_on(session: nox.Session, library: str, options: list[str]) -> None:
+    """Run the tests on one array library, by kernels and without them."""
     # As many processes as processors, and no threads in them, which would get in each other's way.
     parallel = ("-n", "auto", "--dist", "worksteal")
-    arguments = ("tests", "--array-api-backend", library, *parallel, *session.posargs)
+    chosen = ("tests", "--array-api-backend", library.replace("-", "_"), *parallel, *options)
     environment = {"OMP_NUM_THREADS": "1", **QUICK_TO_COMPILE}
-    session.run("pytest", *arguments, env=environment)
-    if backend in KERNELS_SERVE:
-        session.run("pytest", *arguments, env={**environment, "XENT_ARRAY_KERNELS": "off"})
-
-
-@nox.session
-def examples(session: nox.Session) -> None:
-    """Run every example of the docs and docstrings, with all array libraries installed."""
-    install(session, "test")
-    session.run("pytest", "README.md", "docs", "src", *session.posargs)
+    session.run("pytest", *chosen, env=environment)
+    if library in KERNELS_SERVE:
+        session.run("pytest", *chosen, env={**environment, "XENT_ARRAY_KERNELS": "off"})
 
 
 @nox.session
