@@ -209,6 +209,16 @@ GOALS = [
         at_least(None, 2.5),
     ),
     Goal(
+        f"JAX forward, {GIANTS}, images {IMAGES.shape}: optax ÷ ours",
+        theirs_over_ours("JAX", OPTAX, FORWARD, LARGE, WIDE, IMAGES),
+        at_least(None, 1),
+    ),
+    Goal(
+        f"JAX loss and gradient, {GIANTS}, images {IMAGES.shape}: optax ÷ ours",
+        theirs_over_ours("JAX", OPTAX, GRADIENT, LARGE, WIDE, IMAGES),
+        at_least(None, 1),
+    ),
+    Goal(
         f"NumPy forward, {NARROW.shape}: by hand ÷ ours",
         theirs_over_ours("NumPy", BY_HAND, FORWARD, NARROW),
         at_least(1.5, 4),

@@ -22,7 +22,9 @@ STYLES = {
     "NumPy: by hand": ("tab:cyan", "-"),
     "SciPy: log_softmax": ("tab:purple", "-"),
     "torch: F.cross_entropy": ("tab:orange", "-"),
-    "JAX: optax": ("tab:green", "-"),
+    ours("JAX", KERNELS): ("tab:green", "-^"),
+    ours("JAX", PORTABLE): ("tab:green", "--^"),
+    "JAX: optax": ("tab:olive", "-"),
     READ: ("black", ":"),
 }
 

@@ -142,7 +142,8 @@ def beside(run: Results, problem: Problem) -> str:
 
 def against_ours(run: Results, problem: Problem, passage: str, peer: str) -> list[str]:
     """The time of a contestant, and its ratio to ours with each engine."""
-    home = "torch" if peer.startswith("torch") else "NumPy"
+    library = peer.partition(":")[0]
+    home = library if library in ("torch", "JAX") else "NumPy"
     ratios = [run.ratio(problem, passage, peer, ours(home, engine)) for engine in ENGINES]
     return [duration(run.time(problem, passage, peer)), *map(with_spread, ratios)]
 

@@ -283,3 +283,12 @@ def test_the_report():
     assert served_by(jnp).startswith("kernels compiled by numba")
     with _kernels.disabled():
         assert served_by(jnp).startswith("portable array code, compiled by XLA")
+
+
+def test_a_jax_that_cannot_call_back(monkeypatch):
+    from xent_array._backends import jax as backend
+
+    monkeypatch.setattr(backend, "_calls_back", lambda: False)
+    text = str(jax.make_jaxpr(of_logits({}))(jnp.asarray(LOGITS)))
+    assert "xent_array_evaluation" not in text
+    assert served_by(jnp).endswith("(no kernels: this JAX has no buffer_callback)")

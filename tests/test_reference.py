@@ -26,7 +26,7 @@ LAYOUTS = [
 WEIGHTS = [None, [0.5, 1.0, 2.0, 0.0, 1.5]]
 SMOOTHINGS = [0.0, 0.3, 1.0]
 #: Where each call is compiled, or made a graph, one call in so many; others in the next case.
-SHARE = {"jax.numpy": 9, "dask.array": 6}
+SHARE = {"jax.numpy": 13, "dask.array": 6}
 REDUCTIONS = ["none", "mean", "sum"]
 IGNORED = {"none": -100, "some": -100, "class": 2, "most": -100}
 

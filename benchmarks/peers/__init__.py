@@ -67,10 +67,12 @@ def ours(library: str, engine: str) -> str:
     return f"{library}: xent_array {engine}"
 
 
-def both_engines(library: str, forward: Prepare, gradient: Prepare) -> list[Peer]:
+def both_engines(
+    library: str, forward: Prepare, gradient: Prepare, *, most: float = 1e10, compiled: bool = False
+) -> list[Peer]:
     """xent_array on the arrays of a library: portable, and with kernels."""
     return [
-        Peer(ours(library, name), forward, gradient, most=1e10, engine=engine)
+        Peer(ours(library, name), forward, gradient, most=most, compiled=compiled, engine=engine)
         for name, engine in zip(ENGINES, (disabled, contextlib.nullcontext), strict=True)
     ]
 

@@ -11,7 +11,7 @@ from optax import softmax_cross_entropy_with_integer_labels
 
 import xent_array
 
-from peers import Call, Peer, Prepare
+from peers import Call, Peer, Prepare, both_engines
 
 
 def by_optax(logits: jax.Array, target: jax.Array) -> jax.Array:
@@ -31,9 +31,12 @@ def jitted(function: Callable[..., object]) -> Prepare:
     return prepare
 
 
-def peer(name: str, loss_of: Callable[..., jax.Array]) -> Peer:
-    """Name a loss, and have JAX differentiate it."""
-    return Peer(name, jitted(loss_of), jitted(jax.value_and_grad(loss_of)), compiled=True)
+def both_passes(loss_of: Callable[..., jax.Array]) -> tuple[Prepare, Prepare]:
+    """A loss, and what JAX makes of it for the gradient."""
+    return jitted(loss_of), jitted(jax.value_and_grad(loss_of))
 
 
-PEERS = [peer("JAX: xent_array", xent_array.cross_entropy), peer("JAX: optax", by_optax)]
+PEERS = [
+    *both_engines("JAX", *both_passes(xent_array.cross_entropy), most=2e8, compiled=True),
+    Peer("JAX: optax", *both_passes(by_optax), compiled=True),
+]

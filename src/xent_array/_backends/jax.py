@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -42,15 +43,18 @@ class Backend(Standard):
     def evaluator(self, x: Array) -> Standard:
         # NumPy's arithmetic is no quicker than XLA's; the kernels that read its arrays are.
         numpy = _numpy()
-        reads = self.cut_as(x) == "host" and numpy.kernels(numpy.xp.empty(0)) is not None
-        return numpy if reads else self
+        reads = _calls_back() and self.cut_as(x) == "host"
+        return numpy if reads and numpy.kernels(numpy.xp.empty(0)) is not None else self
 
     def lent(self, x: Array) -> Array:
         """An array that stands for XLA's buffer, whose memory is there when the call is run."""
         return np.broadcast_to(np.zeros((), x.dtype), x.shape)
 
     def why_no_kernels(self, x: Array) -> str | None:
-        return _numpy().why_no_kernels(x) if self.cut_as(x) == "host" else None
+        if self.cut_as(x) != "host":
+            return None
+        missing = None if _calls_back() else "this JAX has no buffer_callback"
+        return missing or _numpy().why_no_kernels(x)
 
     def differentiates(self, *arrays: Array) -> bool:
         return True  # any trace may be, now or later
@@ -116,6 +120,12 @@ class Backend(Standard):
         if not _explicit(index):
             return x[index]
         return x.at[index].get(out_sharding=jax.typeof(index).sharding)
+
+
+@functools.cache
+def _calls_back() -> bool:
+    """Whether compiled programs can call back: an experiment of JAX's, which may end."""
+    return importlib.util.find_spec("jax.experimental.buffer_callback") is not None
 
 
 @functools.cache

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental.buffer_callback import buffer_callback
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -47,6 +46,9 @@ def evaluate_in_buffers(host: Batch, arrays: Arrays, code: Code, derivable: Code
     XLA takes the code itself on another device, and JAX for many calls at once. Whatever JAX
     derives, it derives of the second code.
     """
+    # Where JAX no longer has it, no kernels are lent.
+    from jax.experimental.buffer_callback import buffer_callback
+
     given, of_arrays = jax.tree.flatten(arrays)
     shapes, of_results = jax.tree.flatten(jax.eval_shape(code, arrays))
     kernels = buffer_callback(

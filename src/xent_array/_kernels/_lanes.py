@@ -48,11 +48,14 @@ def raise_to_four(top, x):
 
 @compiled
 def add_below(rest, ties, x, top, scale):
-    """Add the exponentials of what lies below the top; count what equals it."""
+    """Add the exponentials of what lies below the top; count what equals it.
+
+    The exponentials take the place of the entries.
+    """
     nothing, one = top.dtype.type(0), top.dtype.type(1)
     for k in range(LANES):
-        v = widen(x[k])
-        e = exp(scale * (v - top[k]))
+        v = x[k]
+        x[k] = e = exp(scale * (v - top[k]))
         rest[k] += nothing if v == top[k] else e
         ties[k] += one if v == top[k] else nothing
 
@@ -104,6 +107,13 @@ def multiply(exps, pull, share):
     """The same of exponentials, in their place."""
     for k in range(len(exps)):
         exps[k] = exps[k] * pull - share[k]
+
+
+@compiled
+def multiply_each(slope, exps, pull, share):
+    """The same with a factor for each, in memory of their own."""
+    for k in range(LANES):
+        slope[k] = exps[k] * pull[k] - share[k]
 
 
 @compiled

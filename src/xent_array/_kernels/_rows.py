@@ -46,6 +46,7 @@ from xent_array._kernels._lanes import (
     greatest,
     line,
     multiply,
+    multiply_each,
     place_of,
     raise_to,
     raise_to_four,
@@ -267,15 +268,15 @@ def store_tile(tile, into, row, rows, start, width):
 
 
 @compiled
-def look_across(z, row, here, scale, weight, place, registers):
-    """Look at some rows, as many as there are lanes at most."""
+def look_across(z, row, here, scale, weight, place, registers, tile):
+    """Look at some rows, as many as there are lanes at most.
+
+    Exponentials are left in the tile, of all classes if they fit.
+    """
     reals, wholes = registers
     classes = z.shape[1]
     # Memory of its own, of which LLVM knows that nothing else overlaps it.
-    tile, lanes = (
-        np.empty((min(TILE, classes), LANES), reals.dtype),
-        np.empty((8, LANES), reals.dtype),
-    )
+    lanes = np.empty((8, LANES), reals.dtype)
     high, below, ties, total, lost = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
     fall, fall_lost, heavy = lanes[5], lanes[6], lanes[7]
     high[:] = -np.inf
@@ -294,16 +295,16 @@ def look_across(z, row, here, scale, weight, place, registers):
         if classes > TILE:
             load_tile(tile, z, row, here, start, width)
         for run in range(0, width, TERMS):
-            below[:] = 0
-            for c in range(run, min(run + TERMS, width)):
-                add_below(below, ties, tile[c], high, scale)
-            settle(total, lost, below)
             if weight.size:
                 below[:] = 0
                 for c in range(run, min(run + TERMS, width)):
                     heavy[:] = weight[start + c]
                     add_weighted(below, tile[c], heavy, high, scale)
                 settle(fall, fall_lost, below)
+            below[:] = 0
+            for c in range(run, min(run + TERMS, width)):
+                add_below(below, ties, tile[c], high, scale)
+            settle(total, lost, below)
     for k in range(here):
         top, rest = agreed(high[k], settled(total[k], lost[k]) + (ties[k] - 1))
         reals[TOP, k], reals[REST, k] = top, rest
@@ -315,14 +316,14 @@ def look_across(z, row, here, scale, weight, place, registers):
 
 
 @compiled
-def write_across(z, into, row, here, scale, weight, keeps, registers):
-    """Write the gradients of some rows, as many as there are lanes at most."""
+def write_across(z, into, row, here, scale, weight, left, keeps, registers, tile):
+    """Write the gradients of some rows, as many as there are lanes at most.
+
+    Of all classes the exponentials may be left in the tile.
+    """
     reals, wholes = registers
     classes = z.shape[1]
-    tile, lanes = (
-        np.empty((min(TILE, classes), LANES), reals.dtype),
-        np.empty((2, LANES), reals.dtype),
-    )
+    lanes = np.empty((2, LANES), reals.dtype)
     share, buffer, nothing = lanes[0], lanes[1], reals.dtype.type(0)
     high, slope, owed = reals[TOP], reals[PULL], reals[OWED]
     # Adjacent rows need no tile: nothing of them is read twice.
@@ -330,12 +331,14 @@ def write_across(z, into, row, here, scale, weight, keeps, registers):
     share[:] = 0
     for start in range(0, classes, TILE):
         width = min(TILE, classes - start)
-        if not direct:
+        if not (direct or left):
             load_tile(tile, z, row, here, start, width)
         for c in range(width):
             if weight.size:
                 scale_to(share, weight[start + c], owed)
-            if direct:
+            if left:
+                multiply_each(buffer, tile[c], slope, share)
+            elif direct:
                 differentiate(buffer, line(z, row, start + c, LANES), high, scale, slope, share)
             else:
                 differentiate(buffer, tile[c], high, scale, slope, share)
@@ -438,12 +441,14 @@ def running(along, helpers):
         added = np.empty((sums.shape[1], LANES), np.float64)
         room = np.zeros(STRETCH, numbers.dtype), np.zeros((9, LANES), numbers.dtype)
         none, how, ahead = numbers[:0], (leaves, fetches, scale), numbers.dtype.type(0)
+        tile = np.empty((0 if along else min(TILE, classes), LANES), numbers.dtype)
         for segment in segments:
             of_rows, place, keeps = segment.extent == ROWS, segment.place, segment.keeps
             count = rows if of_rows else classes if segment.extent == CLASSES else 1
             most = some if of_rows else LANES
             heavy = vectors[segment.fall] if segment.fall >= 0 else none
             owing = vectors[segment.owed] if segment.owed >= 0 else none
+            left = classes <= TILE and segment.looks and segment.writes
             added[:] = 0
             if along:  # noqa: SIM102 a branch that numba does not compile
                 if segment.looks and rows:
@@ -463,9 +468,9 @@ def running(along, helpers):
                         elif phase == 1 and segment.writes:
                             write_along(z, into, first, here, how, owing, keeps, both, room)
                     elif phase == 0 and segment.looks:
-                        look_across(z, first, here, scale, heavy, place, both)
+                        look_across(z, first, here, scale, heavy, place, both, tile)
                     elif phase == 1 and segment.writes:
-                        write_across(z, into, first, here, scale, owing, keeps, both)
+                        write_across(z, into, first, here, scale, owing, left, keeps, both, tile)
             keep_sums(sums, share, segment.adds, min(most, count), added)
 
     return run
