@@ -292,3 +292,35 @@ def test_a_jax_that_cannot_call_back(monkeypatch):
     text = str(jax.make_jaxpr(of_logits({}))(jnp.asarray(LOGITS)))
     assert "xent_array_evaluation" not in text
     assert served_by(jnp).endswith("(no kernels: this JAX has no buffer_callback)")
+
+
+def test_arrays_on_a_mesh_are_array_code():
+    """Be it one of one device, and of one argument alone."""
+    program = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from xent_array import cross_entropy
+from xent_array._engines import _jax_buffers
+_jax_buffers.WORTH_A_CALL = 0
+z, t, w = jnp.ones((6, 4)), jnp.zeros(6, int), jnp.ones(6)
+def of_one(z):
+    losses = lambda t, w: cross_entropy(z, t, reduction="none", sample_weight=w)
+    return jax.shard_map(losses, mesh=mesh, in_specs=P("n"), out_specs=P("n"))(t, w)
+for kind in (AxisType.Explicit, AxisType.Auto):
+    mesh = jax.make_mesh((1,), ("n",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        assert "xent_array_evaluation" not in str(jax.make_jaxpr(cross_entropy)(z, t))
+for function in (of_one, jax.jit(of_one), jax.grad(lambda z: of_one(z).sum())):
+    assert np.isfinite(function(z)).all()
+placed = jax.device_put(w, NamedSharding(mesh, P("n")))
+text = str(jax.make_jaxpr(lambda w: cross_entropy(z, t, sample_weight=w))(placed))
+assert "xent_array_evaluation" not in text
+"""
+    run(program)
+
+
+def test_a_program_for_several_platforms():
+    loss = jax.jit(of_logits({}))
+    for platforms, calls_back in ((("cpu",), True), (("tpu",), False), (("cpu", "tpu"), False)):
+        text = loss.trace(jnp.asarray(LOGITS)).lower(lowering_platforms=platforms).as_text()
+        assert ("buffer_python_cpu_callback" in text) is calls_back

@@ -173,3 +173,20 @@ def test_a_system_without_more_threads(monkeypatch):
     assert sorted(done) == [0, 1, 2, 3, 4]
     monkeypatch.undo()
     _threads._forget()
+
+
+def test_an_interrupt_waits_for_those_at_work():
+    """Memory that another thread writes to may be given back once the call has ended."""
+    started, done = threading.Event(), []
+
+    def work(item):
+        if threading.current_thread() is threading.main_thread():
+            started.wait(10)
+            raise KeyboardInterrupt
+        started.set()
+        time.sleep(0.2)
+        done.append(item)
+
+    with pytest.raises(KeyboardInterrupt):
+        _threads.for_each(work, range(100), 2)
+    assert len(done) == 1

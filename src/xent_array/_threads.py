@@ -36,12 +36,15 @@ def for_each(function: Callable[[T], object], items: Iterable[T], threads: int) 
 
     The caller takes items like the others, and waits for those that are at an item, not for threads
     that have not begun: so calls may come from several threads, and from within a call. An
-    exception ends the others after the item they are at, and is raised here.
+    exception ends the others after the item they are at, and is raised here; so does an interrupt,
+    lest memory that they write to be given back before.
     """
     work = _Work(function, items)
-    _start(work.run, threads - 1)
-    work.run()
-    work.finish()
+    _start(work.help, threads - 1)
+    try:
+        work.run()
+    finally:
+        work.finish()
 
 
 class _Work:
@@ -51,26 +54,36 @@ class _Work:
         self._function = function
         self._items: Iterator[T] = iter(items)
         self._changing = threading.Condition()
-        self._inside = 0  # how many threads are at work
+        self._helpers = 0  # how many threads are at work beside the caller's
         self._errors: list[BaseException] = []
 
     def run(self) -> None:
-        with self._changing:
-            self._inside += 1
         try:
             while (item := self._take()) is not _NONE_LEFT:
                 self._function(item)
         except BaseException as error:
             self._errors.append(error)
-        with self._changing:
             self._items = iter(())
-            self._inside -= 1
+
+    def help(self) -> None:
+        """The same on another thread than the caller's."""
+        with self._changing:
+            self._helpers += 1
+        self.run()
+        with self._changing:
+            self._helpers -= 1
             self._changing.notify_all()
 
     def finish(self) -> None:
-        """Wait for all that are at work; raise what one of them met."""
-        with self._changing:
-            self._changing.wait_for(lambda: not self._inside)
+        """Wait for all that are at work; raise what one of them met, or an interrupt meanwhile."""
+        while True:
+            try:
+                with self._changing:
+                    self._changing.wait_for(lambda: not self._helpers)
+                break
+            except KeyboardInterrupt as interrupt:
+                self._errors.append(interrupt)
+                self._items = iter(())
         for error in self._errors:
             raise error
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from xent_array._batch import Arrays, Batch, apart, lend, together, with_out
+from xent_array._batch import Arrays, Batch, apart, arrays_of, lend, together, with_out
 from xent_array._engines import of_memory
 from xent_array._evaluate import Result
 from xent_array._memory import advise_huge_pages
@@ -36,15 +36,21 @@ def lent(batch: Batch) -> Batch | None:
     size = batch.logits.size
     if not isinstance(size, int) or size * batch.logits.dtype.itemsize < WORTH_A_CALL:
         return None  # a symbol, of a program for many shapes
+    if not jax.sharding.get_abstract_mesh().empty or any(map(_on_a_mesh, arrays_of(batch))):
+        return None
     host = lend(batch)
     return None if host is None or host.kernels is None else apart(host, np.ndarray)[0]
+
+
+def _on_a_mesh(x: Any) -> bool:
+    return isinstance(x, jax.Array) and not jax.typeof(x).sharding.mesh.empty
 
 
 def evaluate_in_buffers(host: Batch, arrays: Arrays, code: Code, derivable: Code) -> Result:
     """The results of array code, by the kernels of `host`.
 
-    XLA takes the code itself on another device, and JAX for many calls at once. Whatever JAX
-    derives, it derives of the second code.
+    It is the code itself in programs for other platforms, and where JAX evaluates it call by call
+    or many calls at once. Whatever JAX derives, it derives of the second code.
     """
     # Where JAX no longer has it, no kernels are lent.
     from jax.experimental.buffer_callback import buffer_callback
@@ -92,10 +98,14 @@ def _results(*_: Any, shapes: Sequence[Any], **__: Any) -> list[Any]:
     return [jax.core.ShapedArray(x.shape, x.dtype) for x in shapes]
 
 
-def _evaluated(*given: Array, kernels: _Flat | None, code: _Flat, **_: Any) -> Any:
-    if kernels is None:
-        return code(*given)
-    return jax.lax.platform_dependent(*given, cpu=kernels, default=code)
+def _evaluated(*given: Array, code: _Flat, **_: Any) -> list[Array]:
+    return code(*given)
+
+
+def _lowered(context: Any, *given: Any, kernels: _Flat | None, code: _Flat, **_: Any) -> Any:
+    for_cpu = tuple(context.module_context.platforms) == ("cpu",)
+    function = code if kernels is None or not for_cpu else kernels
+    return mlir.lower_fun(function, multiple_results=True)(context, *given)
 
 
 def _derived(given: Sequence[Array], directions: Any, *, derivable: _Flat, **_: Any) -> Any:
@@ -113,6 +123,6 @@ def _many(given: Sequence[Array], axes: Any, *, code: _Flat, derivable: _Flat, *
 
 _evaluation.def_impl(_evaluated)
 _evaluation.def_abstract_eval(_results)
-mlir.register_lowering(_evaluation, mlir.lower_fun(_evaluated, multiple_results=True))
+mlir.register_lowering(_evaluation, _lowered)
 ad.primitive_jvps[_evaluation] = _derived
 batching.primitive_batchers[_evaluation] = _many
