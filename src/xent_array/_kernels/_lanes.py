@@ -47,15 +47,17 @@ def raise_to_four(top, x):
 
 
 @compiled
-def add_below(rest, ties, x, top, scale):
+def add_below(rest, ties, x, top, scale, leaves):
     """Add the exponentials of what lies below the top; count what equals it.
 
-    The exponentials take the place of the entries.
+    The exponentials may take the place of the entries.
     """
     nothing, one = top.dtype.type(0), top.dtype.type(1)
     for k in range(LANES):
         v = x[k]
-        x[k] = e = exp(scale * (v - top[k]))
+        e = exp(scale * (v - top[k]))
+        if leaves:
+            x[k] = e
         rest[k] += nothing if v == top[k] else e
         ties[k] += one if v == top[k] else nothing
 

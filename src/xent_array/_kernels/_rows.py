@@ -268,10 +268,10 @@ def store_tile(tile, into, row, rows, start, width):
 
 
 @compiled
-def look_across(z, row, here, scale, weight, place, registers, tile):
+def look_across(z, row, here, scale, weight, leaves, place, registers, tile):
     """Look at some rows, as many as there are lanes at most.
 
-    Exponentials are left in the tile, of all classes if they fit.
+    Of all classes the exponentials may be left in the tile, if they fit.
     """
     reals, wholes = registers
     classes = z.shape[1]
@@ -303,7 +303,7 @@ def look_across(z, row, here, scale, weight, place, registers, tile):
                 settle(fall, fall_lost, below)
             below[:] = 0
             for c in range(run, min(run + TERMS, width)):
-                add_below(below, ties, tile[c], high, scale)
+                add_below(below, ties, tile[c], high, scale, leaves)
             settle(total, lost, below)
     for k in range(here):
         top, rest = agreed(high[k], settled(total[k], lost[k]) + (ties[k] - 1))
@@ -468,7 +468,7 @@ def running(along, helpers):
                         elif phase == 1 and segment.writes:
                             write_along(z, into, first, here, how, owing, keeps, both, room)
                     elif phase == 0 and segment.looks:
-                        look_across(z, first, here, scale, heavy, place, both, tile)
+                        look_across(z, first, here, scale, heavy, left, place, both, tile)
                     elif phase == 1 and segment.writes:
                         write_across(z, into, first, here, scale, owing, left, keeps, both, tile)
             keep_sums(sums, share, segment.adds, min(most, count), added)
