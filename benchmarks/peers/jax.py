@@ -25,7 +25,8 @@ def jitted(function: Callable[..., object]) -> Prepare:
     def prepare(logits: np.ndarray, target: np.ndarray) -> Call:
         jax.config.update("jax_enable_x64", logits.dtype == np.float64)
         arrays = jnp.asarray(logits), jnp.asarray(target.astype(np.int32))
-        program = jax.jit(function)
+        # A function of its own: JAX keeps what it traced of one, whatever the engine was then.
+        program = jax.jit(lambda *arrays: function(*arrays))
         return lambda: jax.block_until_ready(program(*arrays))
 
     return prepare
