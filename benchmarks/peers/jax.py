@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -26,7 +27,7 @@ def jitted(function: Callable[..., object]) -> Prepare:
         jax.config.update("jax_enable_x64", logits.dtype == np.float64)
         arrays = jnp.asarray(logits), jnp.asarray(target.astype(np.int32))
         # A function of its own: JAX keeps what it traced of one, whatever the engine was then.
-        program = jax.jit(lambda *arrays: function(*arrays))
+        program = jax.jit(functools.partial(function))
         return lambda: jax.block_until_ready(program(*arrays))
 
     return prepare
