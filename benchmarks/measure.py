@@ -155,12 +155,13 @@ def main() -> None:
 
     rounds = QUICK_ROUNDS if options.quick else ROUNDS
     times, memory = measure(wanted, rounds)
-    complete = not options.quick
+    complete, again = not options.quick, []
     if options.only:
         before = results.read()
         times, memory = before.times | times, before.memory | memory
         complete = complete and before.complete
-    results.write(Results(describe(), complete, times, memory))
+        again = sorted({*before.again, options.only})
+    results.write(Results(describe(), complete, times, memory, again))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ Memory = dict[Key, float]
 
 
 class Results(NamedTuple):
-    """Everything of one run.
+    """Everything of one run, and of problems that were measured again by themselves.
 
     Attributes
     ----------
@@ -37,12 +37,15 @@ class Results(NamedTuple):
         Seconds of one call, in every round.
     memory
         Mebibytes that a call takes, in a fresh process.
+    again
+        What of it was measured again: parts of the problems' names.
     """
 
     machine: dict[str, str]
     complete: bool
     times: Times
     memory: Memory
+    again: list[str]
 
     def time(self, problem: Problem, passage: str, peer: str) -> Spread | None:
         """Seconds of one call; None if it was not measured."""
