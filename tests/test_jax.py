@@ -290,7 +290,8 @@ assert (xent_array.cross_entropy_and_grad(z[0], t[0])[1] == grad[0]).all()
     run(program)
 
 
-def test_meshes_of_one_device():
+@pytest.mark.parametrize("kernels", ["on", "off"])
+def test_meshes_of_one_device(kernels):
     """Rows in blocks and sharded types do not go together."""
     program = """
 import jax, jax.numpy as jnp, numpy as np
@@ -306,8 +307,14 @@ for kind in (AxisType.Auto, AxisType.Explicit):
         return cross_entropy(z, t, reduction="none")
     mapped = jax.shard_map(of_shard, mesh=mesh, in_specs=(P("n"), P("n")), out_specs=P("n"))
     np.testing.assert_allclose(jax.jit(mapped)(a, b), np.log(4000), rtol=1e-5)
+def of_one(z):
+    with_target = lambda t: cross_entropy(z, t, reduction="none")
+    return jax.shard_map(with_target, mesh=auto, in_specs=P("n"), out_specs=P("n"))(t)
+auto = jax.make_mesh((1,), ("n",), axis_types=(AxisType.Auto,))
+np.testing.assert_allclose(of_one(z), np.log(4000), rtol=1e-5)
+assert np.isfinite(jax.grad(lambda z: of_one(z).sum())(z)).all()
 """
-    run(program)
+    run(program, XENT_ARRAY_KERNELS=kernels)
 
 
 def test_concrete_arrays_inside_a_trace():

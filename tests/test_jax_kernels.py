@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import xent_array
-from test_jax import run
+from test_jax import given, run
 from xent_array import _kernels
 from xent_array.__main__ import served_by
 from xent_array.testing import check
@@ -54,10 +54,6 @@ def of_any_size(monkeypatch):
     jax.clear_caches()
     with jax.enable_x64(True):
         yield calls
-
-
-def given(options):
-    return {n: jnp.asarray(x) if isinstance(x, np.ndarray) else x for n, x in options.items()}
 
 
 def of_logits(options, *, kernels=True):

@@ -34,11 +34,9 @@ class Backend(Standard):
 
     def cut_as(self, x: Array) -> Memory:
         # XLA for the CPU stores every step on the way to a sum, unless few rows are taken at a
-        # time. Elsewhere it does not, and rows may lie on several devices, or be any number.
-        if not isinstance(x.size, int):
-            return "opaque"
+        # time. Elsewhere it does not, and rows may lie on several devices.
         alone = jax.default_backend() == "cpu" and jax.device_count() == 1
-        return "host" if alone and jax.typeof(x).sharding.mesh.empty else "opaque"
+        return "host" if alone else "opaque"
 
     def evaluator(self, x: Array) -> Standard:
         # NumPy's arithmetic is no quicker than XLA's; the kernels that read its arrays are.

@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from xent_array._batch import Arrays, Batch, apart, arrays_of, lend, together, with_out
+from xent_array._batch import Arrays, Batch, apart, lend, together, with_out
 from xent_array._engines import of_memory
 from xent_array._evaluate import Result
 from xent_array._memory import advise_huge_pages
@@ -33,17 +33,10 @@ _Flat = Callable[..., list[Array]]
 
 def lent(batch: Batch) -> Batch | None:
     """The same batch as NumPy's kernels evaluate it, without its arrays; None if none serves."""
-    size = batch.logits.size
-    if not isinstance(size, int) or size * batch.logits.dtype.itemsize < WORTH_A_CALL:
-        return None  # a symbol, of a program for many shapes
-    if not jax.sharding.get_abstract_mesh().empty or any(map(_on_a_mesh, arrays_of(batch))):
+    if batch.logits.size * batch.logits.dtype.itemsize < WORTH_A_CALL:
         return None
     host = lend(batch)
     return None if host is None or host.kernels is None else apart(host, np.ndarray)[0]
-
-
-def _on_a_mesh(x: Any) -> bool:
-    return isinstance(x, jax.Array) and not jax.typeof(x).sharding.mesh.empty
 
 
 def evaluate_in_buffers(host: Batch, arrays: Arrays, code: Code, derivable: Code) -> Result:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from xent_array import _evaluate
-from xent_array._batch import Arrays, Batch, apart, laid_out, together
+from xent_array._batch import Arrays, Batch, apart, arrays_of, laid_out, together
 from xent_array._engines._jax_buffers import evaluate_in_buffers, lent
 from xent_array._evaluate import Result
 from xent_array._namespace import Array
@@ -46,9 +46,17 @@ def _call_and_arrays(batch: Batch) -> tuple[Batch, Arrays]:
     What these hold was looked at when the batch was gathered, and is not looked at again.
     """
     rows = batch.axis == batch.logits.ndim - 1  # others would be copied, to lie along one axis
-    memory = batch.backend.cut_as(batch.logits) if rows else "opaque"
+    plain = _is_plain(batch)
+    memory = batch.backend.cut_as(batch.logits) if rows and plain else "opaque"
     call, arrays = apart(batch._replace(memory=memory), jax.Array)
-    return call._replace(lent=lent(batch)), arrays
+    return call._replace(lent=lent(batch) if plain else None), arrays
+
+
+def _is_plain(batch: Batch) -> bool:
+    """Whether loops and kernels may take the rows: there is no mesh, and no symbol for a length."""
+    meshes = [jax.typeof(x).sharding.mesh for x in arrays_of(batch) if isinstance(x, jax.Array)]
+    on_none = all(mesh.empty for mesh in (jax.sharding.get_abstract_mesh(), *meshes))
+    return on_none and isinstance(batch.logits.size, int)
 
 
 def _evaluated(call: Batch, arrays: Arrays, code: Code, derivable: Code) -> Result:

@@ -17,9 +17,9 @@ the last two where asked for. Then it may write their gradients, with v another 
     exp(s·(z_j - top))·pull - owed·v_j, and at the index a number that was chosen.
 
 What these mean is the business of whoever wrote the program. A look may leave the exponentials in
-the memory of the gradient, which then are not taken twice. Other segments go through the classes,
-or are done once. Every row is summed in the same order by itself, and numbers of rows are summed
-exactly, however rows are dealt to threads.
+the memory of the gradient, or those of few classes in its own, which then are not taken twice.
+Other segments go through the classes, or are done once. Every row is summed in the same order by
+itself, and numbers of rows are summed exactly, however rows are dealt to threads.
 """
 
 from __future__ import annotations
