@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from xent_array import _kernels, _threads
+from xent_array import _batch, _kernels, _threads
 from xent_array._backends.numpy import Backend
 from xent_array._kernels.cuda import LAYOUTS, PLAIN, Kernels
 
@@ -66,6 +66,19 @@ def compute_dtype(dtype):
     return np.dtype(np.float64 if dtype is np.float64 else np.float32)
 
 
+def bytes_of(one, memory):
+    """The parameters of a launch."""
+    words = bytearray(len(one.words))
+    one.put(words, memory)
+    return bytes(words)
+
+
+def unpacked(layout, words):
+    """What is laid out in some way, and addresses after it."""
+    more = (len(words) - struct.calcsize(layout)) // 8
+    return struct.unpack(f"{layout}{more}q", words)
+
+
 class Recorder:
     """A program that remembers what it was asked to run."""
 
@@ -78,22 +91,24 @@ class Recorder:
     def fuses(self, device):
         return self.fused
 
-    def launch(self, device, stream, one, words):
+    def launch(self, device, stream, one, memory):
         self.asked.append(one)
+        words = bytes_of(one, memory)
         work = one.form.kernel.split("_")[1]
-        arguments = struct.unpack(LAYOUTS[work], words) if work in LAYOUTS else (words,)
+        arguments = unpacked(LAYOUTS[work], words) if work in LAYOUTS else (words,)
         self.launches.append((device, stream, one.form, arguments))
 
 
 class Processor(Recorder):
     """A program that runs its kernels at once; of those for clusters the ones of a single block."""
 
-    def launch(self, device, stream, one, words):
-        super().launch(device, stream, one, words)
+    def launch(self, device, stream, one, memory):
+        super().launch(device, stream, one, memory)
+        words = bytes_of(one, memory)
         kernel, blocks, threads = one.form
-        struct = kernel.startswith(("columns", "fused"))
         plain = PLAIN * one.code.startswith(PLAIN)
-        made = compiled(f"{one.code}RUN_STRUCT({kernel})\n") if struct else library(plain)
+        made_for_it = "struct Steps" in one.code
+        made = compiled(f"{one.code}RUN_STRUCT({kernel})\n") if made_for_it else library(plain)
         getattr(made, f"run_{kernel}")(blocks, threads, words)
 
 
@@ -146,4 +161,5 @@ def on_device(memory, program):
         patch.setattr(Backend, "kernels", lambda *_: None if _kernels._disabled else kernels)
         patch.setattr(Backend, "memory", lambda *_: "device")
         patch.setattr(_threads, "available", lambda: 1)
+        patch.setattr(_batch, "_templates", {})  # which remember what reads calls like them
         yield kernels

@@ -32,7 +32,7 @@ pytestmark = [
 
 #: A launch, of parameters that are no kernel's.
 STATS = launching(
-    *(Form("wide_stats_float32", 7, 64), "STATS(wide, float32, float, float)\n"),
+    *(Form("wide_stats_float32", 7, 64), "STATS(wide, float32, float, float, Indices)\n"),
     *("<qd", (1 << 40, 0.5)),
 )
 
@@ -55,7 +55,8 @@ def every_launch(dtype):
     """
     types = f"{dtype}, {TYPES[dtype]}, {'double' if dtype == 'float64' else 'float'}"
     for kind, work, plain in itertools.product(("wide", "lane"), ("stats", "grad"), (True, False)):
-        yield f"{kind}_{work}_{dtype}", f"{PLAIN * plain}{work.upper()}({kind}, {types})\n"
+        index = ", Indices" * (work == "stats")
+        yield f"{kind}_{work}_{dtype}", f"{PLAIN * plain}{work.upper()}({kind}, {types}{index})\n"
     options = [
         {},
         {"label_smoothing": 0.1, "weight": np.ones(1000, compute_dtype(DTYPES[dtype]))},
@@ -159,7 +160,7 @@ def test_why_a_device_has_no_kernels(fresh, monkeypatch):
     )
     assert nvrtc.why_not(3).startswith("cuda.core does not find the GPU: ")
     with pytest.raises(RuntimeError, match="no kernel for device 2"):
-        nvrtc.launch(2, 0, STATS, STATS.words)
+        nvrtc.launch(2, 0, STATS, [])
 
 
 @pytest.fixture
@@ -189,7 +190,7 @@ def test_a_launch_goes_to_the_stream_it_was_given(driver, monkeypatch):
         return 0
 
     monkeypatch.setattr(nvrtc, "_launch_kernel", lambda: launch)
-    nvrtc.launch(1, 0xABC, STATS, STATS.words)
+    nvrtc.launch(1, 0xABC, STATS, [])
     ((kernel, *form, stream, _, extra),) = driver
     assert kernel == len("wide_stats_float32")
     assert (form, stream, extra) == ([7, 1, 1, 64, 1, 1, 0], 0xABC, None)
@@ -198,7 +199,7 @@ def test_a_launch_goes_to_the_stream_it_was_given(driver, monkeypatch):
 
 def test_a_struct_is_one_argument(driver):
     one = Launch(Form("columns_of", 1, 128), "", b"12345678" * 200, ())
-    nvrtc.launch(1, 0, one, one.words)
+    nvrtc.launch(1, 0, one, [])
     ((*_, pointers, _),) = driver
     (at,) = (ctypes.c_void_p * 1).from_address(pointers)
     assert ctypes.string_at(at, 1600) == one.words
@@ -218,7 +219,7 @@ def test_a_thread_that_has_used_no_device(driver, monkeypatch):
         return 0 if current else 201
 
     monkeypatch.setattr(nvrtc, "_launch_kernel", lambda: launch)
-    nvrtc.launch(1, 0xABC, STATS, STATS.words)
+    nvrtc.launch(1, 0xABC, STATS, [])
     assert len(current) == 1
     assert len(driver) == 2
     assert driver[0] == driver[1]
@@ -227,4 +228,4 @@ def test_a_thread_that_has_used_no_device(driver, monkeypatch):
 def test_what_the_driver_refuses(driver, monkeypatch):
     monkeypatch.setattr(nvrtc, "_launch_kernel", lambda: lambda *args: 700)
     with pytest.raises(RuntimeError, match=r"wide_stats_float32 was not launched: .*ILLEGAL_ADDR"):
-        nvrtc.launch(1, 0, STATS, STATS.words)
+        nvrtc.launch(1, 0, STATS, [])

@@ -46,7 +46,7 @@ def test_the_arrays_device_and_stream_are_used():
     #: Memory, the steps of two axes of rows and of classes; the inner axis, rows, classes, scale
     #: and the weight of all classes.
     assert arguments[:9] == (address(z), 0, 100, 1, 3, 3, 100, 1.0, 0.0)
-    assert [bool(x) for x in arguments[9:]] == [False, True, True, True, True, False, False]
+    assert [bool(x) for x in arguments[9:]] == [False, True, True, True, False, False, True]
 
 
 def test_what_is_asked_for_has_an_address():
@@ -57,7 +57,7 @@ def test_what_is_asked_for_has_an_address():
 def test_a_weight_of_all_classes_needs_no_memory():
     ((*_, arguments),) = launched(np.zeros((3, 100)), weight=0.25)
     assert arguments[8:10] == (0.25, 0)
-    assert arguments[14]  # their sum is asked for
+    assert arguments[13]  # their sum is asked for
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_rows_along_three_axes_are_several_launches():
     z = z.transpose(1, 0, 2, 3)
     launches = [arguments for *_, arguments in launched(z)]
     assert [x[0] - address(z) for x in launches] == [k * 2 * 6 * 100 * 4 for k in range(4)]
-    index = [x[10] - launches[0][10] for x in launches]
-    top = [x[11] - launches[0][11] for x in launches]
+    top = [x[10] - launches[0][10] for x in launches]
+    index = [x[15] - launches[0][15] for x in launches]
     assert index == [k * 4 * 8 for k in range(4)]
     assert top == [k * 4 * 4 for k in range(4)]
     assert {x[1:7] for x in launches} == {(4800, 300, 1, 2, 4, 100)}
@@ -192,7 +192,7 @@ def test_cupys_arrays(monkeypatch):
     ((number, stream, form, arguments),) = recorder.launches
     assert (number, stream, form.kernel) == (2, 0xABC, "wide_stats_float32")
     assert arguments[:10] == (address(z), 0, 400, 2, 3, 3, 200, 1.0, 0.0, 0)
-    assert arguments[10] == address(index)
+    assert arguments[15] == address(index)
     assert device.depth == 0 < device.entered
 
 

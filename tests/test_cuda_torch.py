@@ -7,7 +7,14 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from xent_array import _kernels, _tiles, cross_entropy, cross_entropy_and_grad, linear_cross_entropy
+from xent_array import (
+    _batch,
+    _kernels,
+    _tiles,
+    cross_entropy,
+    cross_entropy_and_grad,
+    linear_cross_entropy,
+)
 from xent_array.__main__ import served_by
 from xent_array._backends import _torch_cuda
 from xent_array._backends.torch import Backend
@@ -50,6 +57,7 @@ def launches(request, monkeypatch):
     monkeypatch.setattr(_torch_cuda, "device", lambda x: 0)
     monkeypatch.setattr(_torch_cuda, "current", current)
     monkeypatch.setattr(Backend, "memory", on_gpu)
+    monkeypatch.setattr(_batch, "_templates", {})  # which remember what reads calls like them
     monkeypatch.setattr(
         _kernels, "for_cuda", lambda producer: None if _kernels._disabled else kernels
     )

@@ -105,7 +105,7 @@ def test_kernels_switched_off_between_calls():
 
 
 def test_memory_that_is_not_aligned():
-    """It has the signature of memory that is."""
+    """No kernel reads it, though one read an array like it but for that."""
     before = xent_array.cross_entropy(LOGITS, TARGET)
     raw = np.zeros(LOGITS.nbytes + 1, dtype=np.uint8)
     odd = raw[1:].view(LOGITS.dtype).reshape(LOGITS.shape)

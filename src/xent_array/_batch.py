@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from xent_array._arguments import Library
 from xent_array._backends import Memory, Standard, backend_of
 from xent_array._blocks import LOOK, row_blocks
-from xent_array._kernels import Kernels
+from xent_array._kernels import Kernels, are_disabled
 from xent_array._namespace import Array
 from xent_array._options import DEFAULTS, OnEmpty, Options, Reduction, holds_arrays
 from xent_array._rows import class_axis, classes_last, row_factors, row_mask
 from xent_array._stats import Scalar
-from xent_array._target import check_target, checked_indices, class_weight
+from xent_array._target import check_target, checked_indices, class_weight, looks_at_indices
 from xent_array._wanted import IndexTarget, ProbabilityTarget, Smoothing, Target
 
 
@@ -50,6 +50,7 @@ class Batch(NamedTuple):
     target: Target
     kernels: Kernels | None  # what reads the rows; None: array code
     lent: Batch | None = None  # the same for the evaluator, if that is at hand: see `lend`
+    plans: dict[Any, Any] | None = None  # what engines made of calls like this one, see `gather`
 
 
 def gather(
@@ -62,8 +63,9 @@ def gather(
 ) -> Batch:
     """Check a call whole, before any work, and lay it out as rows.
 
-    Nearly all that is checked are types, dtypes and shapes. The first call of a signature leaves a
-    template; of the calls that are like it, only the values are looked at.
+    Nearly all that is checked are types, dtypes and layouts. The first call of a signature leaves a
+    template; of the calls that are like it, only the values are looked at. What else is done with
+    them follows from the signature as well: engines leave their plans with the template.
     """
     signature = None
     if grad_output is None and out is None:
@@ -74,8 +76,7 @@ def gather(
     if signature is not None:
         if len(_templates) >= TEMPLATES:
             _templates.clear()
-        lent = lend(batch)
-        _templates[signature] = _emptied(batch, None if lent is None else _emptied(lent, None))
+        _templates[signature] = _template(batch)
     return batch
 
 
@@ -95,29 +96,35 @@ def _signature(logits: Array, target: Array, options: Options) -> Any:
     arrays = backend.signature(logits, target)
     if arrays is None or holds_arrays(options) or options.on_empty == "raise":
         return None
-    return backend, arrays, None if options is DEFAULTS else options
+    return backend, arrays, None if options is DEFAULTS else options, are_disabled()
 
 
-def _emptied(batch: Batch, lent: Batch | None) -> Batch:
+def _template(batch: Batch) -> Batch:
+    lent = lend(batch)
+    return _emptied(batch)._replace(lent=None if lent is None else _template(lent), plans={})
+
+
+def _emptied(batch: Batch) -> Batch:
     """A batch without logits and target."""
     target = batch.target.holding(batch.target.q, None)
-    return Batch._make((*batch[:_LOGITS], None, target, batch.kernels, lent))
+    return Batch._make((*batch[:_LOGITS], None, target, batch.kernels, None, None))
 
 
 def _renewed(template: Batch, logits: Array, target: Array, options: Options) -> Batch:
     """The batch of a call like an earlier one, by its values."""
-    backend = template.backend
-    q, checked, lent = template.target.q, template.target, template.lent
+    checked, kernels, lent, plans = template[_LOGITS + 1 :]
     if lent is not None:
+        backend = template.backend
         lent = _renewed(lent, backend.lent(logits), backend.lent(target), options)
     if type(checked) is not IndexTarget:
-        checked = checked.renewed(q, target)
-    elif lent is None:
-        checked = checked_indices(template.memory, target, q, None, options)
-    else:  # its values were looked at
+        checked = checked.renewed(checked.q, target)
+    elif lent is not None:  # its values were looked at
         checked = checked.like(lent.target, target)
-    kernels = _kernels_for(template, logits, checked)
-    return Batch._make((*template[:_LOGITS], logits, checked, kernels, lent))
+    elif looks_at_indices(template.memory, options):
+        checked = checked_indices(template.memory, target, checked.q, None, options)
+    else:
+        checked = checked.like(checked, target)
+    return Batch._make((*template[:_LOGITS], logits, checked, kernels, lent, plans))
 
 
 def lend(batch: Batch) -> Batch | None:
@@ -125,7 +132,7 @@ def lend(batch: Batch) -> Batch | None:
 
     None: its library does, or an array is of a kind that the other does not know.
     """
-    if batch.lent is not None:
+    if batch.lent is not None or batch.plans is not None:  # then it is known whether there is one
         return batch.lent
     backend = batch.backend
     evaluator = backend.evaluator(batch.logits)
@@ -271,7 +278,7 @@ def apart(batch: Batch, kind: type) -> tuple[Batch, Arrays]:
     """
     held = arrays_of(batch)
     if NUMBERS.issuperset(map(type, held[2:])):
-        return _emptied(batch, None), Arrays._make((*held[:2], *_NO_OTHERS))
+        return _emptied(batch), Arrays._make((*held[:2], *_NO_OTHERS))
     arrays = [x if isinstance(x, kind) else None for x in held]
     numbers = [None if isinstance(x, kind) else x for x in held]
     return with_arrays(batch, numbers, batch[:4], batch.kernels), Arrays._make(arrays)
@@ -306,7 +313,7 @@ def with_arrays(
     logits, own, weight, smoothing, *others = arrays
     q = Smoothing(library[0], batch.classes, weight, smoothing)
     target = batch.target.holding(q, own)
-    rest = (batch.out, *others, logits, target, kernels, None)
+    rest = (batch.out, *others, logits, target, kernels, None, None)
     return Batch._make((*library, *batch[4:15], *rest))
 
 

@@ -78,6 +78,11 @@ def _check_index_shape(target: Array, shape: tuple[int, ...], axis: int) -> None
     )
 
 
+def looks_at_indices(memory: Memory, options: Options) -> bool:
+    """Whether class indices are looked at before any work."""
+    return options.check is True or (options.check == "auto" and memory == "host")
+
+
 def checked_indices(
     memory: Memory, target: Array, q: Smoothing, where: Array | None, options: Options
 ) -> IndexTarget:
@@ -89,7 +94,7 @@ def checked_indices(
     backend, ignore = q.backend, options.ignore_index
     if options.check is True and memory == "opaque":
         raise ValueError("check=True must see the values of target, and they cannot be seen")
-    look = options.check is True or (options.check == "auto" and memory == "host")
+    look = looks_at_indices(memory, options)
     rows = math.prod(target.shape)
     inside = rows == 0 or (look and _within(backend, target, rows, q.classes))
     index = target[..., None]

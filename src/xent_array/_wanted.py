@@ -83,6 +83,11 @@ class IndexTarget(NamedTuple):
     flat: bool = False  # the array lacks the class axis, which a small call need not pay for
 
     @property
+    def found(self) -> tuple[Any, ...]:
+        """What a look at the indices may have told."""
+        return self[2:]
+
+    @property
     def column(self) -> Array:
         """What there is of each row."""
         return self.array[..., None] if self.flat else self.array

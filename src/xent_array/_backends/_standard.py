@@ -65,7 +65,8 @@ class Standard:
     def signature(self, logits: Array, target: Array) -> Any:
         """What everything asked of both follows from, but for their values; None: no telling.
 
-        The modes of this thread are part of it. It can be hashed, and holds nothing of the arrays.
+        How they lie in memory is part of it, and the modes of this thread. It can be hashed, and
+        holds nothing of the arrays.
         """
         return None
 

@@ -40,7 +40,7 @@ class Backend(NumpyDtypes):
 
     def signature(self, logits: Array, target: Array) -> Any:
         if type(logits) is np.ndarray and type(target) is np.ndarray:
-            return logits.dtype, logits.shape, target.dtype, target.shape
+            return *_layout_of(logits), *_layout_of(target)
         return None
 
     def device(self, x: Array) -> Any:
@@ -130,6 +130,11 @@ class Backend(NumpyDtypes):
 
     def finalize(self, x: Array, dtype: Any) -> Array:
         return np.asarray(x, dtype=dtype)
+
+
+def _layout_of(x: Array) -> tuple[Any, ...]:
+    """All that there is to say of an array but its values."""
+    return x.dtype, x.shape, x.strides, x.flags.aligned
 
 
 def _row_numbers(rows: int) -> Array:

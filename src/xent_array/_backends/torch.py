@@ -44,7 +44,7 @@ class Backend(Standard):
     def signature(self, logits: Array, target: Array) -> Any:
         if torch.compiler.is_compiling() or _is_recorded():
             return None
-        if type(logits) not in CONCRETE or type(target) not in CONCRETE:
+        if not (_is_plain(logits) and _is_plain(target)):
             return None
         return (
             torch.is_grad_enabled(),
@@ -247,9 +247,15 @@ def is_transformed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+def _is_plain(x: Array) -> bool:
+    return type(x) in CONCRETE and x.layout is torch.strided and not x.is_nested
+
+
 def _told_of(x: torch.Tensor) -> tuple[Any, ...]:
-    """What matters of a tensor; its layout, and whether it has values, are among its keys."""
-    return x.dtype, x.shape, x.device, x.requires_grad, torch._C._dispatch_keys(x).raw_repr()
+    """What matters of a plain tensor; whether it has values is among its keys."""
+    keys = torch._C._dispatch_keys(x).raw_repr()
+    layout = x.shape, x.stride(), x.data_ptr() % x.itemsize
+    return x.dtype, *layout, x.device, x.requires_grad, keys
 
 
 def holds_values(x: Array) -> bool:

@@ -23,11 +23,20 @@ from xent_array._engines._noting import (
 from xent_array._evaluate import Kept
 from xent_array._kernels import RowStats
 from xent_array._kernels.columns import CLASSES, ONE, ROWS, Column
-from xent_array._kernels.cuda import Given, Kernels, Rows, fused, launches_of, number_apart
+from xent_array._kernels.cuda import (
+    Given,
+    Kernels,
+    Rows,
+    fused,
+    is_one_launch,
+    launches_of,
+    number_apart,
+)
 from xent_array._kernels.cuda_columns import Launches
 from xent_array._kernels.launches import Cell, Launch
 from xent_array._namespace import Array
 from xent_array._rows import classes_last
+from xent_array._wanted import IndexTarget
 
 # --- what was noted, launched
 
@@ -72,20 +81,30 @@ _programs: dict[_Signature, _Program] = {}
 
 def _run(work: Work, batch: Batch, kept: Kept | None, out: Array | None) -> Results:
     """Do some work on a batch, by the program of the calls that are like it."""
-    kernels, into = batch.kernels, out
+    kernels, plans, rows = batch.kernels, batch.plans, (batch.logits, out)
     assert isinstance(kernels, Kernels)
-    if out is not None:
-        into = classes_last(batch.backend, out, batch.axis)
-    batch = laid_out(batch)
-    signature, arrays = _signature(work, batch, kept, into)
+    if plans is None:
+        return _launched(*_found(work, batch, kept, out), kernels, rows)
+    planned = work, batch.target.found
+    program = plans.get(planned)
+    if program is None:
+        program, _ = _found(work, batch, kept, out)
+        plans[planned] = program
+    return _launched(program, [batch.target.array], kernels, rows)
+
+
+def _found(
+    work: Work, batch: Batch, kept: Kept | None, out: Array | None
+) -> tuple[_Program, list[Array]]:
+    """The program of a call, and the arrays that it reads."""
+    into = None if out is None else classes_last(batch.backend, out, batch.axis)
+    signature, arrays = _signature(work, laid_out(batch), kept, into)
     program = _programs.get(signature)
     if program is None:
         if len(_programs) >= PROGRAMS:
             _programs.clear()
         program = _programs[signature] = _written(signature)
-    return _launched(
-        program, kernels, (batch.logits, batch.logits if into is None else into), arrays
-    )
+    return program, arrays
 
 
 value, value_and_grad, value_to_differentiate, grad_of_kept = evaluations(_run)
@@ -99,7 +118,7 @@ def _signature(
     assert isinstance(kernels, Kernels)
     steps = kernels.producer.steps
     kind: Any = kernels.producer.ARRAY
-    alike = batch._replace(axis=logits.ndim - 1, out=None, kernels=None)
+    alike = batch._replace(axis=logits.ndim - 1, out=None, kernels=None, plans=None)
     template, (_, *arrays) = apart(alike, kind)
     if kept is not None:
         arrays += (*kept.seen, kept.divisor)
@@ -121,22 +140,24 @@ def _is_one(shape: tuple[int, ...], steps: tuple[int, ...]) -> bool:
 
 
 def _launched(
-    program: _Program, kernels: Kernels, rows: tuple[Array, Array], arrays: list[Array]
-) -> list[Any]:
-    """Have the device run a program on logits, their gradient and other arrays."""
-    producer, like = kernels.producer, rows[0]
-    with producer.current(like) as stream:
-        read = [
-            producer.plain(x) if shape is None else producer.line(x, shape)
-            for x, shape in zip(arrays, program.shapes, strict=True)
-        ]
-        results = [
-            producer.empty(*x, like) if isinstance(x, _Output) else x for x in program.results
-        ]
-        made = [x for x in results if isinstance(x, producer.ARRAY)]
-        scratch = producer.scratch(program.scratch, like)
-        memory = [producer.address(x) for x in (scratch, *rows, *read, *made)]
-        kernels.launch(like, stream, program.launches, memory)
+    program: _Program, arrays: list[Array], kernels: Kernels, rows: tuple[Array, Array | None]
+) -> Results:
+    """Have the device run a program on arrays, and on logits and their gradient."""
+    producer, (logits, into) = kernels.producer, rows
+    with producer.current(logits) as stream:
+        scratch = producer.scratch(program.scratch, logits)
+        held = [scratch, logits, logits if into is None else into]
+        for x, shape in zip(arrays, program.shapes, strict=True):
+            held.append(producer.plain(x) if shape is None else producer.line(x, shape))
+        results = []
+        for result in program.results:
+            if type(result) is _Output:
+                x = producer.empty(*result, logits)
+                held.append(x)
+                results.append(x)
+            else:
+                results.append(result)
+        kernels.launch(logits, stream, program.launches, [producer.address(x) for x in held])
     return results
 
 
@@ -153,7 +174,8 @@ def _written(signature: _Signature) -> _Program:
     def column(name: str, dtype: Any, extent: str) -> Column:
         if name == "grad_output" and signature.one_upstream:
             extent = ONE
-        shapes.append({ROWS: (*batch.shape, 1), CLASSES: shape[-1:], ONE: None}[extent])
+        of_rows = batch.shape if name == "target" and _is_flat(batch) else (*batch.shape, 1)
+        shapes.append({ROWS: of_rows, CLASSES: shape[-1:], ONE: None}[extent])
         return ledger.given(ledger.memory(), dtype_name(dtype), extent)
 
     dtype = dtype_name(signature.logits[0])
@@ -181,6 +203,12 @@ def _written(signature: _Signature) -> _Program:
     return _Program(ledger.launches, max(ledger.scratch, 16), shapes, results)
 
 
+def _is_flat(batch: Batch) -> bool:
+    """Whether class indices lack the class axis."""
+    assert isinstance(batch.target, IndexTarget)
+    return batch.target.flat
+
+
 def _shape(batch: Batch, x: Finished) -> tuple[int, ...]:
     if x.column.extent != ROWS:
         return ()
@@ -193,6 +221,7 @@ def _shape(batch: Batch, x: Finished) -> tuple[int, ...]:
 class _Looked(NamedTuple):
     """A look at rows that was noted."""
 
+    index: Column
     given: Given[Cell]
     seen: tuple[Column | None, ...]  # what the kernel knows of a row, in this order
     launches: int  # how many there were before
@@ -223,19 +252,18 @@ class Noted:
     ) -> RowStats:
         ledger = self._ledger
         vectors = [(weight, CLASSES)] if isinstance(weight, Column) else []
-        where, *weights = ledger.settle([(index, ROWS), *vectors])
+        weights = ledger.settle(vectors) or (None,)
         top, rest, picked = (ledger.fresh(dtype) for _ in range(3))
         even = None if weight is None else ledger.fresh(dtype)
         at = ledger.fresh("int64") if place else None
-        written = (top, rest, picked, even, at)
+        columns = [None if x is None else x.cell for x in (top, rest, picked, even, at)]
         share, _ = number_apart(weight)
-        given = Given(
-            (scale, share),
-            weights or (None,),
-            (where, *(None if x is None else x.cell for x in written)),
-        )
-        self._looked = _Looked(given, written[:4], len(ledger.launches))
-        ledger.launches += launches_of("stats", z.shape, (z.rows,), given)
+        given = Given((scale, share), weights, columns)
+        steps = ledger.index_steps(index) if is_one_launch(z.shape, z.rows) else None
+        if steps is None:
+            columns += ledger.settle([(index, ROWS)])
+        self._looked = _Looked(index, given, (top, rest, picked, even), len(ledger.launches))
+        ledger.launches += launches_of("stats", z.shape, (z.rows,), given, steps)
         return RowStats(top, rest, picked, even, at)
 
     def row_grad(
@@ -280,11 +308,11 @@ class Noted:
         if not self._fuses or looked is None or looked.launches != len(ledger.launches) - 1:
             return False
         given = {f"seen[{k}]": x for k, x in enumerate(looked.seen) if x is not None}
-        steps = ledger.steps(numbers, given)
+        steps = ledger.steps(looked.index, numbers, given)
         if steps is None:
             return False
         factors, weights, columns = looked.given
-        both = Given((*factors, owed), (*weights, vector), columns)
+        both = Given((*factors, owed), (*weights, vector), columns[:5])
         one = fused(z.shape, (z.rows, into.rows), both, steps)
         if one is not None:
             ledger.launches[-1] = one

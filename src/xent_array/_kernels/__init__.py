@@ -129,6 +129,11 @@ def _cuda(producer: cuda.Producer) -> tuple[cuda.Kernels | None, str | None]:
     return cuda.Kernels(producer, nvrtc), None
 
 
+def are_disabled() -> bool:
+    """Whether `disabled` is at work."""
+    return _disabled > 0
+
+
 def _missing(compiler: str) -> str | None:
     if os.environ.get(SETTING, "").lower() in ("0", "off", "false", "no"):
         return f"{SETTING}={os.environ[SETTING]}"

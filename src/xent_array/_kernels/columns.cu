@@ -5,15 +5,15 @@
 //
 //     struct Steps {
 //       enum { TOTALS, SUMS, REALS };  // how many, and which sums are of reals: a bit of each
+//       enum { CONCLUDES };            // whether the sums of the only block are all that is missing
 //       i64 count;                     // of rows
 //       Part* parts;                   // of each sum, one of each block
 //       void add_totals(Part* totals) const;
 //       void carry_out(i64 row, const Part* totals, Part* sums) const;
+//       void conclude(const Part* totals, const Part* sums) const;
 //     };
 //
 // What it means is the business of that array code.
-
-enum { LANES = 128 };
 
 // What sums are made of: half as many digits are lost as in the numbers they are of.
 union Part {
@@ -32,9 +32,9 @@ template <class T> DEVICE T sum_of(const Part* parts, i64 count, T Part::*number
 // Whether a warp is the one of those of a block to do the k-th of some tasks.
 DEVICE bool falls_to_warp(u32 k) { return threadIdx.x / 32 == k % (blockDim.x / 32); }
 
-template <class Steps> DEVICE void columns(const Steps& steps) {
+template <int LANES, class Steps> DEVICE void columns(const Steps& steps) {
   constexpr int SUMS = Steps::SUMS, WARPS = LANES / 32;
-  __shared__ Part totals[Steps::TOTALS + 1], parts[SUMS + 1][WARPS];
+  __shared__ Part totals[Steps::TOTALS + 1], parts[SUMS + 1][WARPS], all[SUMS + 1];
   steps.add_totals(totals);
   __syncthreads();
   Part sums[SUMS + 1] = {};
@@ -53,11 +53,14 @@ template <class Steps> DEVICE void columns(const Steps& steps) {
     for (int warp = 1; warp < WARPS; warp++)
       if (Steps::REALS >> k & 1) sum.real += parts[k][warp].real;
       else sum.whole += parts[k][warp].whole;
-    steps.parts[(i64)k * gridDim.x + blockIdx.x] = sum;
+    steps.parts[(i64)k * gridDim.x + blockIdx.x] = all[k] = sum;
   }
+  if (!Steps::CONCLUDES) return;
+  __syncthreads();
+  if (threadIdx.x == 0) steps.conclude(totals, all);
 }
 
-#define COLUMNS                                                                                  \
+#define COLUMNS(LANES)                                                                           \
   extern "C" __global__ void __launch_bounds__(LANES) columns_of(const PARAMETER Steps steps) {  \
-    columns(steps);                                                                              \
+    columns<LANES>(steps);                                                                       \
   }

@@ -28,8 +28,9 @@ FUSED_BLOCKS, FUSED_DTYPES = (1, 2, 4, 8), ("float32", "float16", "bfloat16")
 PLAIN = "#define PLAIN 1\n"
 
 #: The parameters of the kernels that read rows, of those that write gradients, and of those that do
-#: both: addresses and steps of the arrays, the numbers of rows and classes, factors, addresses.
-LAYOUTS = {"stats": "<7q2d7q", "grad": "<11q2d7q", "fused": "<11q3d8q"}
+#: both: addresses and steps of the arrays, the numbers of rows and classes, factors, addresses. What
+#: finds a row's index comes after those.
+LAYOUTS = {"stats": "<7q2d6q", "grad": "<11q2d7q", "fused": "<11q3d7q"}
 
 #: Bytes of a row that a block keeps when statistics and gradient are one look at it, at most: five
 #: such blocks have room in a multiprocessor.
@@ -60,10 +61,10 @@ class Program(Protocol):
     def fuses(self, device: int) -> bool:
         """Whether a device runs the kernels of `fused.cu`."""
 
-    def launch(self, device: int, stream: int, one: Launch, words: bytes) -> None:
+    def launch(self, device: int, stream: int, one: Launch, memory: Sequence[int]) -> None:
         """Have a stream of the device, which is the current one, run a kernel some time later.
 
-        The words are those of the launch, with all addresses in their places.
+        The addresses are those of the pieces of memory that its spots are in.
         """
 
 
@@ -143,7 +144,7 @@ class Kernels:
             top, rest, picked = (producer.empty(shape, dtype, z) for _ in range(3))
             even = None if weight is None else producer.empty(shape, dtype, z)
             where = producer.empty(shape, index.dtype, z) if place else None
-            columns = (self._line(index, shape), top, rest, picked, even, where)
+            columns = (top, rest, picked, even, where, self._line(index, shape))
             share, weight = number_apart(weight)
             self._launch("stats", stream, (z,), Given((scale, share), (weight,), columns))
         return RowStats(top, rest, picked, even, where)
@@ -196,7 +197,7 @@ class Kernels:
         """Have a stream do launches, whose spots are in some pieces of memory, one by one."""
         device, run = self.producer.device(z), self._program.launch
         for one in launches:
-            run(device, stream, one, one.at(memory))
+            run(device, stream, one, memory)
 
     def _line(self, x: Array | None, shape: tuple[int, ...]) -> Array | None:
         return None if x is None else self.producer.line(x, shape)
@@ -218,22 +219,47 @@ class Given(NamedTuple, Generic[T]):
 
 
 def launches_of(
-    work: str, shape: tuple[int, ...], arrays: Sequence[Rows], given: Given[Cell]
+    work: str,
+    shape: tuple[int, ...],
+    arrays: Sequence[Rows],
+    given: Given[Cell],
+    steps: Launch | None = None,
 ) -> Iterator[Launch]:
-    """Launch a kernel on all rows of a shape, or on parts of them that two axes reach."""
+    """Launch a kernel on all rows of a shape, or on parts of them that two axes reach.
+
+    The `steps` by which statistics find a row's index go with one launch; without them the indices
+    are the last of what is given.
+    """
     (z, *_), classes = arrays, shape[-1]
     walk = _walk(shape[:-1], [x.steps[:-1] for x in arrays])
     if walk.rows == 0:
         return
     form = _form(work, z.start.dtype, walk, classes, z.steps[-1])
-    code = f"{work.upper()}({form.kernel.partition('_')[0]}, {_types(z.start.dtype)})\n"
-    code = f"{PLAIN}{code}" if _is_plain(work, given) else code
+    types = [form.kernel.partition("_")[0], _types(z.start.dtype)]
+    if work == "stats":
+        types.append("Indices" if steps is None else "Steps")
+    code = f"{PLAIN * _is_plain(work, given)}{steps.code if steps else ''}"
+    code = f"{code}{work.upper()}({', '.join(types)})\n"
+    layout = LAYOUTS[work] if steps or work != "stats" else f"{LAYOUTS[work]}q"
     for row, offsets in walk.parts():
         starts = [_moved(x.start, n) for x, n in zip(arrays, offsets, strict=True)]
         places = [Rows(start, x.steps) for start, x in zip(starts, arrays, strict=True)]
         columns = [None if x is None else _moved(x, row) for x in given.columns]
         parameters = _parameters(walk, classes, places, given._replace(columns=columns))
-        yield launching(form, code, LAYOUTS[work], parameters)
+        yield _with_steps(launching(form, code, layout, parameters), steps)
+
+
+def is_one_launch(shape: tuple[int, ...], z: Rows) -> bool:
+    """Whether one launch reaches all rows."""
+    return not _walk(shape[:-1], [z.steps[:-1]]).lead
+
+
+def _with_steps(one: Launch, steps: Launch | None) -> Launch:
+    """A launch whose struct ends with one of steps."""
+    if steps is None:
+        return one
+    spots = [*one.spots, *((len(one.words) + place, spot) for place, spot in steps.spots)]
+    return one._replace(words=one.words + steps.words, spots=spots)
 
 
 def _parameters(
@@ -257,7 +283,7 @@ def _is_plain(work: str, given: Given[Cell]) -> bool:
     if work == "grad":  # an even share, of all rows or of each
         return scale == 1.0 and others == [0.0] and columns[2] is None
     # The sum of w·(z - top), and the place of the top; an even share of all rows.
-    return scale == 1.0 and [*columns[4:6]] == [None, None] and others[1:] in ([], [0.0])
+    return scale == 1.0 and [*columns[3:5]] == [None, None] and others[1:] in ([], [0.0])
 
 
 def _types(dtype: str) -> str:
@@ -286,8 +312,7 @@ def fused(
     plain = _is_plain("fused", given) and "slope.owed" not in steps.code
     code = f"{PLAIN * plain}{steps.code}FUSED({blocks}, {dtype}, {TYPES[dtype]})\n"
     one = launching(form, code, LAYOUTS["fused"], _parameters(walk, classes, arrays, given))
-    spots = [*one.spots, *((len(one.words) + place, spot) for place, spot in steps.spots)]
-    return one._replace(words=one.words + steps.words, spots=spots, shared=kept)
+    return _with_steps(one, steps)._replace(shared=kept)
 
 
 class _Walk(NamedTuple):

@@ -6,7 +6,7 @@ It is done in as few launches as the sums among it allow, each a kernel made for
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from xent_array._kernels.columns import (
@@ -60,11 +60,18 @@ _WRITTEN = {
     "where": "{} ? {} : {}",
 }
 
-#: Threads of a block, as in `columns.cu`.
-LANES = 128
+#: Threads of a block, and at most, as in `columns.cu`.
+LANES, _MOST_LANES = 128, 512
 
 #: Blocks of a launch, at most.
 _BLOCKS = 1024
+
+#: So many rows are gone through by one block, where that can also do what follows from all of them:
+#: another launch would take as long.
+_ONE_BLOCK = 2048
+
+#: A column to be written down, and where.
+Store = tuple[Column, Cell]
 
 
 class Launches(Ledger):
@@ -125,39 +132,67 @@ class Launches(Ledger):
                 self.store(extent, some)
         return cells
 
-    def steps(self, results: dict[str, Column], given: dict[str, Column]) -> Launch | None:
-        """Steps for another kernel to do with a row, which knows the given columns by some names.
+    def index_steps(self, index: Column) -> Launch | None:
+        """Steps by which another kernel finds a row's index, before it looks at the row.
 
-        None where that must know a sum first.
+        None where that follows from a sum.
         """
-        if any(any(self._missing(column)) for column in results.values()):
+        if any(_totals_of(index)):
             return None
-        return _Writer(self.dtype, ROWS).steps_for(results, given)
+        struct = _Struct(self.dtype)
+        _add_index(struct, index)
+        return struct.launch(Form("", 0, 0))
 
-    def store(self, extent: str, stores: list[tuple[Column, Cell]]) -> None:
-        """Write columns down, and add up what can be by then."""
+    def steps(
+        self, index: Column, results: dict[str, Column], given: dict[str, Column]
+    ) -> Launch | None:
+        """The same, and steps that make results of what the look told: columns by some names.
+
+        None where they must know a sum first.
+        """
+        if any(_totals_of(index)) or any(any(self._missing(x)) for x in results.values()):
+            return None
+        struct = _Struct(self.dtype)
+        _add_index(struct, index)
+        given = {"index": index, **given}
+        others = "i64 index, const R* seen, Slope<R>& slope"
+        method = struct.method(f"void carry_out(i64 row, const Part* totals, {others})", ROWS)
+        method.names |= {id(column): name for name, column in given.items()}
+        for name, column in results.items():
+            method.write(f"slope.{name}", column.dtype, column)
+        return struct.launch(Form("", 0, 0))
+
+    def store(self, extent: str, stores: list[Store], last: Sequence[Store] = ()) -> None:
+        """Write columns down, and add up what can be by then; `last` what follows from that."""
         self._add_up(x for column, _ in stores for x in _totals_of(column))
         ready = [
             total
             for total in self._columns.values()
-            if total.operation == "total"
-            and total.parts is None
-            and total.args[0].extent == extent
-            and not any(self._missing(total.args[0]))
+            if total.operation == "total" and total.parts is None and self._goes_with(extent, total)
         ]
-        self._launch(extent, stores, ready)
+        self._launch(extent, stores, ready, last)
         for column, cell in stores:
             if column.extent == extent and cell.dtype == column.dtype:
                 column.cell = cell
 
-    def finish(self, results: list[tuple[Column, Cell]]) -> None:
+    def finish(self, results: list[Store]) -> None:
         """Write results down, those of each row along with whatever sums the others need."""
         rows = [(column, cell) for column, cell in results if column.extent == ROWS]
         others = [(column, cell) for column, cell in results if column.extent != ROWS]
+        missing = [total for column, _ in others for total in self._missing(column)]
+        at_once = missing and all(self._goes_with(ROWS, total) for total in missing)
+        if at_once and self.counts[ROWS] <= _ONE_BLOCK:
+            self.store(ROWS, rows, others)
+            return
         if rows:
             self.store(ROWS, rows)
         if others:
             self.store(ONE, others)
+
+    def _goes_with(self, extent: str, total: Column) -> bool:
+        """Whether a sum can be taken by a launch that goes through so many."""
+        (added,) = total.args
+        return added.extent == extent and not any(self._missing(added))
 
     def _missing(self, column: Column) -> Iterator[Column]:
         return (total for total in _totals_of(column) if total.parts is None)
@@ -169,12 +204,31 @@ class Launches(Ledger):
             if total.parts is None:  # it was not taken along
                 self.store(total.args[0].extent, [])
 
-    def _launch(self, extent: str, stores: list[tuple[Column, Cell]], totals: list[Column]) -> None:
+    def _launch(
+        self, extent: str, stores: list[Store], totals: list[Column], last: Sequence[Store]
+    ) -> None:
         count = 1 if extent == ONE else self.counts[extent]
-        blocks = max(1, min(-(-count // LANES), _BLOCKS))
+        blocks = 1 if last else max(1, min(-(-count // LANES), _BLOCKS))
+        threads = min(max(-(-count // 32) * 32, LANES), _MOST_LANES) if last else LANES
         parts = self.room(8 * blocks * len(totals)) if totals else Spot(0)
-        writer = _Writer(self.dtype, extent)
-        self.launches.append(writer.launch(blocks, count, stores, totals, parts))
+        struct = _Struct(self.dtype)
+        struct.field("i64", "count", count)
+        struct.field("Part*", "parts", parts)
+        method = struct.method("void carry_out(i64 row, const Part* totals, Part* sums)", extent)
+        for column, cell in stores:
+            method.store(cell, column)
+        reals = 0
+        for k, total in enumerate(totals):
+            reals |= (total.kind == REAL) << k
+            method.lines.append(f"sums[{k}].{total.kind} += {method.value(total.args[0])};")
+        method = struct.method("void conclude(const Part* totals, const Part* sums)", ONE)
+        method.names |= {
+            id(total): _real_or_whole(f"sums[{k}]", total.kind) for k, total in enumerate(totals)
+        }
+        for column, cell in last:
+            method.store(cell, column)
+        counts = f"SUMS = {len(totals)}, REALS = {reals}, CONCLUDES = {len(last)}"
+        self.launches.append(struct.launch(Form("columns_of", blocks, threads), counts, f"COLUMNS({threads})\n"))
         for k, total in enumerate(totals):
             total.parts = (parts + 8 * blocks * k, blocks)
 
@@ -189,62 +243,100 @@ def _totals_of(column: Column) -> Iterator[Column]:
                 yield from _totals_of(x)
 
 
-class _Writer:
-    """Writes the struct `Steps` of one launch."""
+def _add_index(struct: _Struct, index: Column) -> None:
+    method = struct.method("i64 index_of(i64 row)", ROWS)
+    method.lines.append(f"return {method.value(index)};")
 
-    def __init__(self, dtype: str, extent: str) -> None:
-        self.dtype, self.extent = dtype, extent
+
+def _real_or_whole(part: str, kind: str) -> str:
+    """The value of a part."""
+    return f"R({part}.real)" if kind == REAL else f"{part}.whole"
+
+
+class _Struct:
+    """The struct `Steps` of one launch, as it is written."""
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
         self.fields, self.values, self.layout = list[str](), list[Any](), "<"
-        self.adding, self.lines = list[str](), list[str]()
-        self.names: dict[Any, str] = {}
+        self.adding, self.methods = list[str](), list[_Method]()
+        self.names: dict[Any, str] = {}  # of fields and totals
 
-    def launch(
-        self,
-        blocks: int,
-        count: int,
-        stores: list[tuple[Column, Cell]],
-        totals: list[Column],
-        parts: Spot,
-    ) -> Launch:
-        self._field("i64", "count", count)
-        self._field("Part*", "parts", parts)
+    def field(self, kind: str, name: str, value: Any) -> str:
+        self.fields.append(f"{kind} {name};")
+        self.values.append(value)
+        self.layout += "d" if kind == "double" else "q"
+        return name
+
+    def method(self, head: str, extent: str) -> _Method:
+        """Another method, to be written."""
+        self.methods.append(_Method(self, head, extent))
+        return self.methods[-1]
+
+    def launch(self, form: Form, counts: str = "", after: str = "") -> Launch:
+        """A launch of what was written, or part of another's."""
+        code = _STRUCT.format(
+            real=TYPES[self.dtype],
+            counts=", ".join(filter(None, (counts, f"TOTALS = {len(self.adding)}"))),
+            fields="\n  ".join(self.fields),
+            adding="\n    ".join(self.adding),
+            methods="\n".join(map(str, self.methods)),
+        )
+        return launching(form, f"{code}{after}", self.layout, self.values)
+
+    def place(self, cell: Cell, const: str) -> str:
+        """The field that holds the address of a cell."""
+        name = self.names.get(cell)
+        if name is None:
+            name = self.names[cell] = f"p{len(self.fields)}"
+            self.field(f"{const}{TYPES[cell.dtype]}*", name, cell.address)
+        return name
+
+    def constant(self, kind: str, value: float) -> str:
+        name = self.names.get((kind, repr(value)))
+        if name is None:
+            name = self.names[kind, repr(value)] = f"c{len(self.fields)}"
+            self.field(kind, name, value)
+        return name
+
+    def total(self, column: Column) -> str:
+        """A sum that an earlier launch has taken."""
+        assert column.parts is not None
+        name, kind = self.names.get(id(column)), column.kind
+        if name is None:
+            (spot, count), k = column.parts, len(self.adding)
+            at = self.field("const Part*", f"t{k}", spot)
+            several = self.field("i64", f"n{k}", count)
+            added = f"totals[{k}].{kind} = sum_of({at}, {several}, &Part::{kind});"
+            self.adding.append(f"if (falls_to_warp({k})) {added}")
+            name = self.names[id(column)] = _real_or_whole(f"totals[{k}]", kind)
+        return name
+
+
+class _Method:
+    """A method of the struct: what it does with columns, step by step."""
+
+    def __init__(self, struct: _Struct, head: str, extent: str) -> None:
+        self.struct, self.head, self.extent = struct, head, extent
+        self.lines: list[str] = []
+        self.names: dict[int, str] = {}  # of columns
+
+    def __str__(self) -> str:
+        lines = "\n    ".join(self.lines)
+        return f"  DEVICE {self.head} const {{\n    {lines}\n  }}\n"
+
+    def store(self, cell: Cell, column: Column) -> None:
         at = "[0]" if self.extent == ONE else "[row]"
-        for column, cell in stores:
-            self._write(f"{self._place(cell, '')}{at}", cell.dtype, column)
-        reals = 0
-        for k, total in enumerate(totals):
-            reals |= (total.kind == REAL) << k
-            self.lines.append(f"sums[{k}].{total.kind} += {self._value(total.args[0])};")
-        counts = f"SUMS = {len(totals)}, REALS = {reals}, "
-        code = f"{self._struct(counts, 'Part* sums')}COLUMNS\n"
-        return launching(Form("columns_of", blocks, LANES), code, self.layout, self.values)
+        self.write(f"{self.struct.place(cell, '')}{at}", cell.dtype, column)
 
-    def steps_for(self, results: dict[str, Column], given: dict[str, Column]) -> Launch:
-        """The struct alone: the results become those of a `slope`."""
-        self.names |= {id(column): name for name, column in given.items()}
-        for name, column in results.items():
-            self._write(f"slope.{name}", column.dtype, column)
-        code = self._struct("", "const R* seen, Slope<R>& slope")
-        return launching(Form("", 0, 0), code, self.layout, self.values)
-
-    def _write(self, to: str, dtype: str, column: Column) -> None:
-        value = self._value(column)
+    def write(self, to: str, dtype: str, column: Column) -> None:
+        value = self.value(column)
         if "float" in dtype and dtype != "float64":
             self.lines.append(f"narrow(float({value}), {to});")
         else:
             self.lines.append(f"{to} = {value};")
 
-    def _struct(self, counts: str, others: str) -> str:
-        return _STRUCT.format(
-            real=TYPES[self.dtype],
-            counts=f"{counts}TOTALS = {len(self.adding)}",
-            others=others,
-            fields="\n  ".join(self.fields),
-            adding="\n    ".join(self.adding),
-            lines="\n    ".join(self.lines),
-        )
-
-    def _value(self, column: Column) -> str:
+    def value(self, column: Column) -> str:
         """The name of a column's value, once the steps that compute it are written."""
         name = self.names.get(id(column))
         if name is None:
@@ -259,42 +351,18 @@ class _Writer:
         if column.cell is not None:
             return self._read(column.cell, "0" if column.extent == ONE else "row")
         if operation == "constant":
-            real = column.kind == REAL
-            value = float(args[1]) if real else int(args[1])
-            name = self._field("double" if real else "i64", f"c{len(self.fields)}", value)
-            return f"R({name})" if real else name
+            if column.kind == REAL:
+                return f"R({self.struct.constant('double', float(args[1]))})"
+            return self.struct.constant("i64", int(args[1]))
         if operation == "total":
-            return self._total(column)
+            return self.struct.total(column)
         if operation == "take":
-            return self._read(args[0].cell, self._value(args[1]))
-        return _WRITTEN[operation].format(*map(self._value, args))
+            return self._read(args[0].cell, self.value(args[1]))
+        return _WRITTEN[operation].format(*map(self.value, args))
 
     def _read(self, cell: Cell, index: str) -> str:
-        entry = f"{self._place(cell, 'const ')}[{index}]"
+        entry = f"{self.struct.place(cell, 'const ')}[{index}]"
         return f"R(widen({entry}))" if "float" in cell.dtype else entry
-
-    def _total(self, column: Column) -> str:
-        assert column.parts is not None
-        spot, count = column.parts
-        k, kind = len(self.adding), column.kind
-        at = self._field("const Part*", f"t{k}", spot)
-        several = self._field("i64", f"n{k}", count)
-        added = f"totals[{k}].{kind} = sum_of({at}, {several}, &Part::{kind});"
-        self.adding.append(f"if (falls_to_warp({k})) {added}")
-        return f"R(totals[{k}].real)" if kind == REAL else f"totals[{k}].whole"
-
-    def _place(self, cell: Cell, const: str) -> str:
-        name = self.names.get(cell)
-        if name is None:
-            name = self.names[cell] = f"p{len(self.fields)}"
-            self._field(f"{const}{TYPES[cell.dtype]}*", name, cell.address)
-        return name
-
-    def _field(self, kind: str, name: str, value: Any) -> str:
-        self.fields.append(f"{kind} {name};")
-        self.values.append(value)
-        self.layout += "d" if kind == "double" else "q"
-        return name
 
 
 _STRUCT = """
@@ -307,8 +375,5 @@ struct Steps {{
     {adding}
   }}
 
-  DEVICE void carry_out(i64 row, const Part* totals, {others}) const {{
-    {lines}
-  }}
-}};
+{methods}}};
 """

@@ -2,9 +2,11 @@
 //
 // The row is shared by a cluster of blocks, which keep it in their shared memory: so it is read from
 // the device's memory once, and its gradient written once. In between the first block makes the
-// numbers of the gradient, by a method of a struct as in columns.cu:
+// numbers of the gradient, by methods of a struct as in columns.cu:
 //
-//     void carry_out(i64 row, const Part* totals, const R* seen, Slope<R>& slope) const;
+//     void add_totals(Part* totals) const;
+//     i64 index_of(i64 row) const;
+//     void carry_out(i64 row, const Part* totals, i64 index, const R* seen, Slope<R>& slope) const;
 
 template <class S, class R, class Steps> struct Fused {
   const S* z;
@@ -14,7 +16,6 @@ template <class S, class R, class Steps> struct Fused {
   i64 inner, count, classes;
   double scale, share, owed;
   const R *share_of, *weight;
-  const i64* index;
   R *top, *rest, *picked, *fall;
   i64* place;
   Steps steps;
@@ -76,7 +77,7 @@ DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
   has_begun<K>();
   fetch(mine, (const Vector*)(z + begin), count);
   const bool leads = rank == 0 && thread == 0;
-  const i64 index = leads ? call.index[row] : 0;
+  const i64 index = leads ? call.steps.index_of(row) : 0;
   const R at_index = leads ? R(widen(z[index])) : R(0);
   Seen<R, true> seen(scale, {call.share_of, R(call.share)}, call.fall != nullptr,
                      call.place != nullptr);
@@ -95,11 +96,11 @@ DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
   if (rank == 0 && thread < 32) {
     known = joined(shared.known[thread % K], K, scale);
     if (thread == 0) {
-      const Found<R> found = {call.index, call.top, call.rest, call.picked, call.fall, call.place};
+      const Found<R> found = {call.top, call.rest, call.picked, call.fall, call.place};
       R numbers[4];
       found.put(row, at_index, scale, known, numbers);
       Slope<R> slope = {scale, known.top, 0, R(call.owed), 0, index, true, {call.weight, R(1)}};
-      call.steps.carry_out(row, totals, numbers, slope);
+      call.steps.carry_out(row, totals, index, numbers, slope);
       for (u32 other = 0; other < K; other++) *of_rank<K>(&shared.slope, other) = slope;
     }
   }

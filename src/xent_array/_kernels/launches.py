@@ -45,14 +45,11 @@ class Launch(NamedTuple):
     spots: Sequence[tuple[int, Spot]]
     shared: int = 0  # bytes of shared memory of each block
 
-    def at(self, memory: Sequence[int]) -> bytes:
-        """The bytes, when the pieces of memory are there."""
-        if not self.spots:
-            return self.words
-        words = bytearray(self.words)
+    def put(self, into: bytearray | memoryview, memory: Sequence[int]) -> None:
+        """Write the bytes somewhere, when the pieces of memory are there."""
+        into[: len(self.words)] = self.words
         for place, (piece, offset) in self.spots:
-            _pack_address(words, place, memory[piece] + offset)
-        return bytes(words)
+            _pack_address(into, place, memory[piece] + offset)
 
 
 _pack_address = struct.Struct("<Q").pack_into

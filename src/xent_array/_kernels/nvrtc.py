@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from xent_array._kernels.launches import Launch
 FILES = {
     "columns": ("numbers.cu", "columns.cu"),
     "fused": ("numbers.cu", "rows.cu", "columns.cu", "fused.cu"),
-    "": ("numbers.cu", "rows.cu"),
+    "": ("numbers.cu", "rows.cu", "columns.cu"),
 }
 
 #: The least compute capability that has the instructions of `rows.cu`.
@@ -45,10 +46,11 @@ def fuses(device: int) -> bool:
     return _chip(device)[0] >= CLUSTERS
 
 
-def launch(device: int, stream: int, one: Launch, words: bytes) -> None:
+def launch(device: int, stream: int, one: Launch, memory: Sequence[int]) -> None:
     """Run a kernel on a stream; by the driver itself: cuda.core's launch takes no structs."""
     name, blocks, threads = one.form
-    kernel, parameters = _function(device, name, one.code), _memory.given(words)
+    kernel, parameters = _function(device, name, one.code), _memory.parameters
+    one.put(_memory.words, memory)
     arguments = (kernel, blocks, 1, 1, threads, 1, 1, one.shared, stream, parameters, None)
     error = _launch_kernel()(*arguments)
     if error == _NO_CONTEXT:  # this thread has used no device yet
@@ -77,12 +79,9 @@ class _Memory(threading.local):
     def __init__(self) -> None:
         memory = (ctypes.c_char * self.SIZE)()
         self.words, start = memoryview(memory).cast("B"), ctypes.addressof(memory)
+        # Pointers to parameters of eight bytes each, or to one struct.
         self.pointers = (ctypes.c_void_p * (self.SIZE // 8))(*range(start, start + self.SIZE, 8))
-
-    def given(self, words: bytes) -> int:
-        """The address of the pointers to parameters of eight bytes each, or to one struct."""
-        self.words[: len(words)] = words
-        return ctypes.addressof(self.pointers)
+        self.parameters = ctypes.addressof(self.pointers)
 
 
 _memory = _Memory()

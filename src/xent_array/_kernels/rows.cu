@@ -150,7 +150,6 @@ template <class R, bool TOGETHER> struct Seen {
 };
 
 template <class R> struct Found {
-  const i64* index;
   R *top, *rest, *picked, *even;
   i64* place;
 
@@ -274,12 +273,14 @@ DEVICE void take_ends(Seen<R, true>& seen, const S* z, i64 head, i64 tail, i64 c
   seen.take(values, j, 0, classes);
 }
 
-template <class S, class R>
+template <class S, class R, class Steps>
 DEVICE void wide_stats(Rows<const S> rows, i64, i64 classes, R scale, Numbers<R> weight,
-                       Found<R> found) {
+                       Found<R> found, const Steps& steps) {
   constexpr int N = 16 / sizeof(S);
   const i64 row = blockIdx.x, step = rows.class_step, thread = threadIdx.x, threads = blockDim.x;
   const S* z = rows[row];
+  // Asked for early: the one follows from the other, and either takes its time.
+  const R at_index = thread == 0 ? R(widen(z[steps.index_of(row) * step])) : R(0);
   Seen<R, true> seen(scale, weight, found.even != nullptr, found.place != nullptr);
   if (step == 1) {
     const i64 head = ragged(z, classes), vectors = (classes - head) / N;
@@ -289,18 +290,18 @@ DEVICE void wide_stats(Rows<const S> rows, i64, i64 classes, R scale, Numbers<R>
     take_apart<N>(seen, z, step, thread, classes, threads);
   }
   const Known<R> known = of_block(seen.finish(), scale);
-  if (thread == 0) found.put(row, widen(z[found.index[row] * step]), scale, known);
+  if (thread == 0) found.put(row, at_index, scale, known);
 }
 
-template <class S, class R>
+template <class S, class R, class Steps>
 DEVICE void lane_stats(Rows<const S> rows, i64 count, i64 classes, R scale, Numbers<R> weight,
-                       Found<R> found) {
+                       Found<R> found, const Steps& steps) {
   const i64 row = (i64)blockIdx.x * blockDim.x + threadIdx.x, step = rows.class_step;
   if (row >= count) return;
   const S* z = rows[row];
   Seen<R, false> seen(scale, weight, found.even != nullptr, found.place != nullptr);
   take_apart<8>(seen, z, step, 0, classes, 1);
-  found.put(row, widen(z[found.index[row] * step]), scale, seen.finish());
+  found.put(row, widen(z[steps.index_of(row) * step]), scale, seen.finish());
 }
 
 // --- gradients
@@ -412,14 +413,31 @@ DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, 
 #define ROOM(R) (sizeof(R) == 4 ? 1024 : 256)
 #endif
 
-#define STATS(kind, name, S, R)                                                                  \
+template <class S, class R, class Steps> struct Stats {
+  const S* z;
+  i64 outer_step, inner_step, class_step, inner, count, classes;
+  double scale, share;
+  const R* weight;
+  R *top, *rest, *picked, *even;
+  i64* place;
+  Steps steps;
+};
+
+// How a row's index is found where it is given; elsewhere it is by steps as in columns.cu.
+struct Indices {
+  const i64* index;
+
+  DEVICE i64 index_of(i64 row) const { return index[row]; }
+};
+
+#define STATS(kind, name, S, R, Steps)                                                           \
   extern "C" __global__ void __launch_bounds__(128, ROOM(R) / 128) kind##_stats_##name(          \
-      const S* z, i64 outer_step, i64 inner_step, i64 class_step, i64 inner, i64 count,          \
-      i64 classes, double scale, double share, const R* weight, const i64* index, R* top,         \
-      R* rest, R* picked, R* even, i64* place) {                                                 \
-    const Rows<const S> rows = {z, inner, outer_step, inner_step, class_step};                   \
-    const Found<R> found = {index, top, rest, picked, even, place};                              \
-    kind##_stats(rows, count, classes, R(scale), Numbers<R>{weight, R(share)}, found);           \
+      const PARAMETER Stats<S, R, Steps> call) {                                                 \
+    const Rows<const S> rows = {call.z, call.inner, call.outer_step, call.inner_step,            \
+                                call.class_step};                                                \
+    const Found<R> found = {call.top, call.rest, call.picked, call.even, call.place};            \
+    kind##_stats(rows, call.count, call.classes, R(call.scale),                                  \
+                 Numbers<R>{call.weight, R(call.share)}, found, call.steps);                     \
   }
 
 #define GRAD(kind, name, S, R)                                                                   \
