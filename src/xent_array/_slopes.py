@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from xent_array._backends import Standard
+from xent_array._backends import Standard, dtype_name
 from xent_array._batch import Batch
 from xent_array._gradient import times_upstream
 from xent_array._namespace import Array
@@ -65,8 +65,9 @@ def _widened(batch: Batch, weight: Array) -> Iterator[tuple[slice, Array]]:
 class Slopes:
     """The derivatives by what the logits are made of, summed over tiles.
 
-    Those of half arrays are summed in the compute dtype, and multiplied by what is common to all
-    rows before they are rounded.
+    Those of half arrays are summed in the compute dtype. What is common to all rows, such as one
+    over their number, multiplies the derivatives by the logits: but for float16, which has no room
+    for numbers as small, and where it multiplies the sums before they are rounded.
     """
 
     def __init__(self, call: Projected, wanted: Wanted, factor: Scalar) -> None:
@@ -76,7 +77,7 @@ class Slopes:
         if upstream is not None:
             factor = self.backend.cast(upstream, self.batch.compute_dtype) * factor
         self.factor = factor
-        self.half = self.backend.itemsize(self.parts.features.dtype) < 4
+        self.late = dtype_name(self.parts.features.dtype) == "float16"
         dtype = self.batch.compute_dtype
         self.features, self.linear_weight, self.linear_bias = (
             self.backend.room(x.shape, x, dtype) if x is not None and want else None
@@ -85,7 +86,7 @@ class Slopes:
 
     def scaled(self, rows: Batch) -> Batch:
         """Rows whose derivatives are to be what is added up."""
-        if self.half or self.batch.reduction == "none":  # losses per row have their own factors
+        if self.late or self.batch.reduction == "none":  # losses per row have their own factors
             return rows
         ones = self.backend.xp.ones(
             (*rows.shape, 1),
@@ -123,11 +124,11 @@ class Slopes:
         return Parts(*(None if x is None else self._finished(x) for x in sums))
 
     def _finished(self, x: Array) -> Array:
-        if not self.half:
-            return x
-        backend, to = self.backend, x
-        if not self.wanted.wide:
-            to = backend.room(x.shape, x, self.parts.features.dtype)
+        backend = self.backend
+        dtype = x.dtype if self.wanted.wide else self.parts.features.dtype
+        if not self.late:
+            return backend.cast(x, dtype)
+        to = x if self.wanted.wide else backend.room(x.shape, x, dtype)
         # Piece by piece: `times_upstream` takes memory as large as what it is given.
         for piece in backend.pieces(x, x.dtype) if x.ndim == 2 else [slice(None)]:
             to[piece] = backend.cast(times_upstream(backend.xp, x[piece], self.factor), to.dtype)

@@ -193,6 +193,7 @@ inline Vector load(const Vector* from) {
   return *from;
 }
 
+template <class T> T __ldg(const T* from) { return *from; }
 inline void copy_later(Vector* to, const Vector* from) { *to = load(from); }
 inline void end_batch() {}
 template <int LATER> void wait_for_batches() {}

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from functools import cache
 from types import ModuleType
+from typing import Any
 
-from xent_array import _evaluate
-from xent_array._backends import Memory
+from xent_array import _evaluate, _gradient
+from xent_array._backends import Memory, Standard
 from xent_array._batch import Batch
 from xent_array._evaluate import Result
+from xent_array._namespace import Array
 
 
 def evaluate(batch: Batch) -> Result:
@@ -50,11 +52,20 @@ def of_memory(batch: Batch) -> ModuleType:
 
     It has `value_to_differentiate` and `grad_of_kept` as well, as `_evaluate` has them.
     """
-    return _evaluate if batch.kernels is None else _by_kernels(batch.memory)
+    return _evaluate if batch.kernels is None else by_kernels(batch.memory)
+
+
+def times_upstream(backend: Standard, grad: Array, upstream: Array, dtype: Any) -> Array:
+    """A gradient times that of its loss, rounded to a dtype: see `_gradient.times_upstream`."""
+    kernels = backend.kernels(grad) if backend.memory(grad) == "device" else None
+    if kernels is None:
+        return backend.cast(_gradient.times_upstream(backend.xp, grad, upstream), dtype)
+    return by_kernels("device").times_upstream(kernels, grad, upstream, dtype)
 
 
 @cache
-def _by_kernels(memory: Memory) -> ModuleType:
+def by_kernels(memory: Memory) -> ModuleType:
+    """The engine of what kernels read in a memory."""
     if memory == "device":
         from xent_array._engines import device
 

@@ -6,12 +6,15 @@ what. Calls like it, of other arrays of the same dtypes and layouts, launch the 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
+from xent_array import _gradient
 from xent_array._backends import dtype_name
 from xent_array._batch import Batch, apart, laid_out
 from xent_array._engines._noting import (
+    COLUMNS,
     Finished,
     Logits,
     Results,
@@ -145,7 +148,7 @@ def _launched(
     """Have the device run a program on arrays, and on logits and their gradient."""
     producer, (logits, into) = kernels.producer, rows
     with producer.current(logits) as stream:
-        scratch = producer.scratch(program.scratch, logits)
+        scratch = producer.scratch(program.scratch, logits) if program.scratch else logits
         held = [scratch, logits, logits if into is None else into]
         for x, shape in zip(arrays, program.shapes, strict=True):
             held.append(producer.plain(x) if shape is None else producer.line(x, shape))
@@ -159,6 +162,25 @@ def _launched(
                 results.append(result)
         kernels.launch(logits, stream, program.launches, [producer.address(x) for x in held])
     return results
+
+
+def times_upstream(kernels: Kernels, grad: Array, upstream: Array, dtype: Any) -> Array:
+    """`_gradient.times_upstream`, rounded to a dtype, as one launch."""
+    program = _times_upstream(tuple(grad.shape), dtype, grad.dtype, upstream.dtype)
+    (product,) = _launched(program, [grad, upstream], kernels, (grad, None))
+    return product
+
+
+@functools.lru_cache(PROGRAMS)
+def _times_upstream(shape: tuple[int, ...], dtype: Any, *given: Any) -> _Program:
+    name, of_grad, of_upstream = map(dtype_name, (dtype, *given))
+    ledger = Launches(of_grad, {ROWS: math.prod(shape)})
+    ledger.memory(), ledger.memory()  # of logits and their gradient, which are not looked at
+    grad = ledger.given(ledger.memory(), of_grad, ROWS)
+    upstream = ledger.given(ledger.memory(), of_upstream, ONE)
+    product = _gradient.times_upstream(COLUMNS.xp, grad, upstream)
+    ledger.finish([(product, Cell(ledger.memory(), name))])
+    return _Program(ledger.launches, ledger.scratch, [shape, None], [_Output(shape, dtype)])
 
 
 # --- a program, written
@@ -200,7 +222,7 @@ def _written(signature: _Signature) -> _Program:
         else:
             results.append(x)
     ledger.finish(cells)
-    return _Program(ledger.launches, max(ledger.scratch, 16), shapes, results)
+    return _Program(ledger.launches, ledger.scratch, shapes, results)
 
 
 def _is_flat(batch: Batch) -> bool:
@@ -251,6 +273,7 @@ class Noted:
         place: bool,
     ) -> RowStats:
         ledger = self._ledger
+        ledger.add_up()  # what the gradient may have to know, if it is to be one look with this
         vectors = [(weight, CLASSES)] if isinstance(weight, Column) else []
         weights = ledger.settle(vectors) or (None,)
         top, rest, picked = (ledger.fresh(dtype) for _ in range(3))

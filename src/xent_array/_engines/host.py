@@ -67,18 +67,29 @@ def _run(work: Work, batch: Batch, kept: Kept | None, out: Array | None) -> list
         )
     if kept is not None:
         arrays = (*arrays, *kept.seen, np.asarray(kept.divisor))
-    signature = _signature(work, batch, arrays)
-    written = _programs.get(signature)
+    written, plans = None, batch.plans
+    if plans is not None:
+        written = plans.get((work, batch.target.found))
     if written is None:
-        if len(_programs) >= PROGRAMS:
-            _programs.clear()
-        written = _programs[signature] = _write(work, batch, arrays, out)
+        written = _found(work, batch, arrays, out)
+        if plans is not None:
+            plans[work, batch.target.found] = written
     into = out if out is None else classes_last(batch.backend, out, batch.axis)
     z = laid_out(batch).logits
     given = {name: arrays[place] for place, name in written.given}
     given["rows"] = max(math.prod(batch.shape), 1)
     found = kernels.run(written.program, z, z if into is None else into, given)
     return [_told(x, found, batch.shape) if type(x) is _Output else x for x in written.results]
+
+
+def _found(work: Work, batch: Batch, arrays: tuple[Any, ...], out: Array | None) -> _Written:
+    signature = _signature(work, batch, arrays)
+    written = _programs.get(signature)
+    if written is None:
+        if len(_programs) >= PROGRAMS:
+            _programs.clear()
+        written = _programs[signature] = _write(work, batch, arrays, out)
+    return written
 
 
 value, value_and_grad, value_to_differentiate, grad_of_kept = evaluations(_run)

@@ -16,11 +16,11 @@ import torch
 from torch.autograd import forward_ad
 
 from xent_array import _evaluate
+from xent_array._backends import Standard
 from xent_array._backends.torch import holds_values, numpy_view
 from xent_array._batch import Arrays, Batch, apart, lend, together, with_kernels, with_out
-from xent_array._engines import of_memory
+from xent_array._engines import of_memory, times_upstream
 from xent_array._evaluate import Kept, Result, room_for_gradient
-from xent_array._gradient import times_upstream
 from xent_array._namespace import Array
 from xent_array._rowwise import Stats
 
@@ -108,9 +108,7 @@ class _Loss(torch.autograd.Function):
         logits, target, grad, *others = ctx.saved_tensors
         derived = torch.is_grad_enabled() or not holds_values(grad_loss)
         if grad is not None and not derived:
-            if grad_loss.is_cpu and math.isfinite(grad_loss.item()):
-                return grad * grad_loss, None
-            return times_upstream(torch, grad, grad_loss), None
+            return _times_upstream(ctx.batch.backend, grad, grad_loss), None
         others += [None] * (len(_UNSEEN) + len(Arrays._fields) - 2 - len(others))
         seen, arrays = others[: len(_UNSEEN)], (logits, target, *others[len(_UNSEEN) :])
         batch = with_kernels(together(ctx.batch, Arrays(*arrays)))
@@ -120,6 +118,13 @@ class _Loss(torch.autograd.Function):
         memory = batch.backend.memory(batch.logits)  # which hooks may have put elsewhere
         batch = batch._replace(memory=memory, grad_output=upstream)
         return _grad_of_kept(batch, Kept(seen, ctx.divisor)), None
+
+
+def _times_upstream(backend: Standard, grad: torch.Tensor, upstream: torch.Tensor) -> torch.Tensor:
+    """A gradient that was computed with its loss, times that of the loss."""
+    if upstream.is_cpu and math.isfinite(upstream.item()):
+        return grad * upstream
+    return cast("torch.Tensor", times_upstream(backend, grad, upstream, grad.dtype))
 
 
 def _without_end(saved: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@
 //     struct Steps {
 //       enum { TOTALS, SUMS, REALS };  // how many, and which sums are of reals: a bit of each
 //       enum { CONCLUDES };            // whether the sums of the only block are all that is missing
+//       enum { AT_ONCE };              // for how many rows a thread has the numbers on their way
 //       i64 count;                     // of rows
 //       Part* parts;                   // of each sum, one of each block
 //       void add_totals(Part* totals) const;
@@ -29,18 +30,29 @@ template <class T> DEVICE T sum_of(const Part* parts, i64 count, T Part::*number
   return among(32, sum, Adding());
 }
 
+// Read a number that no thread of this launch writes: so it need not wait for what was written before.
+template <class T> DEVICE T read(const T* from) { return *from; }
+DEVICE double read(const double* from) { return __ldg(from); }
+DEVICE float read(const float* from) { return __ldg(from); }
+DEVICE i64 read(const i64* from) { return __ldg(from); }
+DEVICE int read(const int* from) { return __ldg(from); }
+
 // Whether a warp is the one of those of a block to do the k-th of some tasks.
 DEVICE bool falls_to_warp(u32 k) { return threadIdx.x / 32 == k % (blockDim.x / 32); }
 
 template <int LANES, class Steps> DEVICE void columns(const Steps& steps) {
-  constexpr int SUMS = Steps::SUMS, WARPS = LANES / 32;
+  constexpr int AT_ONCE = Steps::AT_ONCE, SUMS = Steps::SUMS, WARPS = LANES / 32;
   __shared__ Part totals[Steps::TOTALS + 1], parts[SUMS + 1][WARPS], all[SUMS + 1];
   steps.add_totals(totals);
   __syncthreads();
   Part sums[SUMS + 1] = {};
-  for (i64 row = (i64)blockIdx.x * LANES + threadIdx.x; row < steps.count;
-       row += (i64)gridDim.x * LANES)
-    steps.carry_out(row, totals, sums);
+  const i64 stride = (i64)gridDim.x * LANES;
+  i64 row = (i64)blockIdx.x * LANES + threadIdx.x;
+  for (; row + (AT_ONCE - 1) * stride < steps.count; row += AT_ONCE * stride)
+#pragma unroll
+    for (int u = 0; u < AT_ONCE; u++) steps.carry_out(row + u * stride, totals, sums);
+  for (; row < steps.count; row += stride) steps.carry_out(row, totals, sums);
+  if (SUMS == 0) return;
 #pragma unroll
   for (int k = 0; k < SUMS; k++) {
     if (Steps::REALS >> k & 1) sums[k].real = among(32, sums[k].real, Adding());

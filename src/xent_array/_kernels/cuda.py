@@ -36,8 +36,9 @@ LAYOUTS = {"stats": "<7q2d6q", "grad": "<11q2d7q", "fused": "<11q3d7q"}
 #: such blocks have room in a multiprocessor.
 _KEPT = 1 << 15
 
-#: Of fewer rows the multiprocessors would be idle if a row were not parted among more blocks.
-_FEW_ROWS = 128
+#: Of fewer rows the multiprocessors would be idle if a row of more bytes than a block writes were not
+#: parted among more blocks.
+_FEW_ROWS, _WRITTEN = 128, 1 << 14
 
 #: How many vectors of a thread are on their way at once, as in `rows.cu`.
 _FLIGHT = 4
@@ -305,7 +306,8 @@ def fused(
     dtype = z.start.dtype
     adjacent = z.steps[-1] == into.steps[-1] == 1 and classes >= _MANY
     known = blocks in FUSED_BLOCKS and dtype in FUSED_DTYPES
-    if walk.lead or walk.rows < _FEW_ROWS or not adjacent or not known:
+    idle = walk.rows < _FEW_ROWS and row_bytes > _WRITTEN
+    if walk.lead or walk.rows == 0 or idle or not adjacent or not known:
         return None
     kept = min(-(-row_bytes // blocks) + 16, _KEPT) // 16 * 16
     form = Form(f"fused{blocks}_{dtype}", walk.rows * blocks, _SHARERS)

@@ -70,6 +70,9 @@ _BLOCKS = 1024
 #: another launch would take as long.
 _ONE_BLOCK = 2048
 
+#: For so many rows a thread has the numbers on their way at once, if there are as many for each.
+_AT_ONCE = 4
+
 #: A column to be written down, and where.
 Store = tuple[Column, Cell]
 
@@ -131,6 +134,10 @@ class Launches(Ledger):
             if some:
                 self.store(extent, some)
         return cells
+
+    def add_up(self) -> None:
+        """Take all sums that were asked for."""
+        self._add_up([x for x in self._columns.values() if x.operation == "total"])
 
     def index_steps(self, index: Column) -> Launch | None:
         """Steps by which another kernel finds a row's index, before it looks at the row.
@@ -227,7 +234,9 @@ class Launches(Ledger):
         }
         for column, cell in last:
             method.store(cell, column)
-        counts = f"SUMS = {len(totals)}, REALS = {reals}, CONCLUDES = {len(last)}"
+        at_once = _AT_ONCE if count >= _AT_ONCE * blocks * threads else 1
+        sums = f"SUMS = {len(totals)}, REALS = {reals}"
+        counts = f"{sums}, CONCLUDES = {len(last)}, AT_ONCE = {at_once}"
         self.launches.append(struct.launch(Form("columns_of", blocks, threads), counts, f"COLUMNS({threads})\n"))
         for k, total in enumerate(totals):
             total.parts = (parts + 8 * blocks * k, blocks)
@@ -361,7 +370,7 @@ class _Method:
         return _WRITTEN[operation].format(*map(self.value, args))
 
     def _read(self, cell: Cell, index: str) -> str:
-        entry = f"{self.struct.place(cell, 'const ')}[{index}]"
+        entry = f"read({self.struct.place(cell, 'const ')} + {index})"
         return f"R(widen({entry}))" if "float" in cell.dtype else entry
 
 

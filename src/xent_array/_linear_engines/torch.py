@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
+from xent_array._backends import Standard
 from xent_array._backends.torch import is_transformed
 from xent_array._batch import Arrays, apart, together
+from xent_array._engines import times_upstream
 from xent_array._evaluate import Result
-from xent_array._gradient import times_upstream
 from xent_array._linear_engines import _torch_compiled, _torch_tiles, at_once, in_tiles
 from xent_array._linear_engines._torch_recomputed import placed
 from xent_array._projected import Parts, Projected
@@ -94,12 +95,11 @@ class _Loss(torch.autograd.Function):
         kept = [_taken(ctx.grads, i) if need else None for i, need in enumerate(needed)]
         missing = [need and grad is None for need, grad in zip(needed, kept, strict=True)]
         made = _made_again(call, missing, by_loss) if any(missing) else kept
-        grads = (
-            again if miss else _times(grad, by_loss)
-            for grad, again, miss in zip(kept, made, missing, strict=True)
-        )
-        pairs = zip(grads, call.parts, strict=True)
-        return (*(None if g is None else g.to(x.dtype) for g, x in pairs), None)
+        grads = []
+        for grad, again, miss, part in zip(kept, made, missing, call.parts, strict=True):
+            found = again if miss else _times(call.batch.backend, grad, by_loss, part)
+            grads.append(None if found is None else found.to(part.dtype))
+        return (*grads, None)
 
 
 def _taken(grads: list[torch.Tensor | None], place: int) -> torch.Tensor | None:
@@ -118,13 +118,15 @@ def _made_again(call: Projected, missing: list[bool], factor: torch.Tensor) -> P
     return evaluate_tiles(call, Wanted(*missing))[1]
 
 
-def _times(grad: torch.Tensor | None, factor: torch.Tensor) -> torch.Tensor | None:
-    """A gradient that no one else has, times the factor of its loss: in place where 0 stays 0."""
+def _times(
+    backend: Standard, grad: torch.Tensor | None, factor: torch.Tensor, part: torch.Tensor
+) -> torch.Tensor | None:
+    """The gradient by a part, which no one else has, times the factor of its loss."""
     if grad is None:
         return None
-    if factor.is_cpu and math.isfinite(number := factor.item()):
+    if factor.is_cpu and math.isfinite(number := factor.item()):  # in place, as 0 stays 0
         return grad if number == 1.0 else grad.mul_(factor)
-    found: torch.Tensor = times_upstream(torch, grad, factor)
+    found: torch.Tensor = times_upstream(backend, grad, factor, part.dtype)
     return found
 
 
