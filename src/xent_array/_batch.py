@@ -112,7 +112,7 @@ def _emptied(batch: Batch) -> Batch:
 
 def _renewed(template: Batch, logits: Array, target: Array, options: Options) -> Batch:
     """The batch of a call like an earlier one, by its values."""
-    checked, kernels, lent, plans = template[_LOGITS + 1 :]
+    checked, kernels, lent = template.target, template.kernels, template.lent
     if lent is not None:
         backend = template.backend
         lent = _renewed(lent, backend.lent(logits), backend.lent(target), options)
@@ -124,7 +124,7 @@ def _renewed(template: Batch, logits: Array, target: Array, options: Options) ->
         checked = checked_indices(template.memory, target, checked.q, None, options)
     else:
         checked = checked.like(checked, target)
-    return Batch._make((*template[:_LOGITS], logits, checked, kernels, lent, plans))
+    return Batch._make((*template[:_LOGITS], logits, checked, kernels, lent, template.plans))
 
 
 def lend(batch: Batch) -> Batch | None:

@@ -23,7 +23,7 @@ def device(x: torch.Tensor) -> int:
 def current(x: torch.Tensor) -> contextlib.AbstractContextManager[int]:
     number = x.get_device()
     # What `torch.cuda.current_stream` makes an object of, at a few times the cost.
-    stream: int = torch._C._cuda_getCurrentRawStream(number)  # type: ignore[attr-defined]
+    stream: int = torch._C._cuda_getCurrentRawStream(number)
     if torch.cuda.current_device() == number:  # mostly
         return contextlib.nullcontext(stream)
     return _with_device(number, stream)

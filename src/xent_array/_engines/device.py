@@ -88,6 +88,7 @@ def _run(work: Work, batch: Batch, kept: Kept | None, out: Array | None) -> Resu
     assert isinstance(kernels, Kernels)
     if plans is None:
         return _launched(*_found(work, batch, kept, out), kernels, rows)
+    assert isinstance(batch.target, IndexTarget)
     planned = work, batch.target.found
     program = plans.get(planned)
     if program is None:
@@ -175,7 +176,8 @@ def times_upstream(kernels: Kernels, grad: Array, upstream: Array, dtype: Any) -
 def _times_upstream(shape: tuple[int, ...], dtype: Any, *given: Any) -> _Program:
     name, of_grad, of_upstream = map(dtype_name, (dtype, *given))
     ledger = Launches(of_grad, {ROWS: math.prod(shape)})
-    ledger.memory(), ledger.memory()  # of logits and their gradient, which are not looked at
+    for _ in range(2):  # logits and their gradient, which are not looked at
+        ledger.memory()
     grad = ledger.given(ledger.memory(), of_grad, ROWS)
     upstream = ledger.given(ledger.memory(), of_upstream, ONE)
     product = _gradient.times_upstream(COLUMNS.xp, grad, upstream)
@@ -243,7 +245,7 @@ def _shape(batch: Batch, x: Finished) -> tuple[int, ...]:
 class _Looked(NamedTuple):
     """A look at rows that was noted."""
 
-    index: Column
+    at: Column  # the index
     given: Given[Cell]
     seen: tuple[Column | None, ...]  # what the kernel knows of a row, in this order
     launches: int  # how many there were before
@@ -331,7 +333,7 @@ class Noted:
         if not self._fuses or looked is None or looked.launches != len(ledger.launches) - 1:
             return False
         given = {f"seen[{k}]": x for k, x in enumerate(looked.seen) if x is not None}
-        steps = ledger.steps(looked.index, numbers, given)
+        steps = ledger.steps(looked.at, numbers, given)
         if steps is None:
             return False
         factors, weights, columns = looked.given

@@ -67,13 +67,12 @@ def _run(work: Work, batch: Batch, kept: Kept | None, out: Array | None) -> list
         )
     if kept is not None:
         arrays = (*arrays, *kept.seen, np.asarray(kept.divisor))
-    written, plans = None, batch.plans
-    if plans is not None:
-        written = plans.get((work, batch.target.found))
+    plans = {} if batch.plans is None else batch.plans
+    assert isinstance(batch.target, IndexTarget)
+    planned = work, batch.target.found
+    written = plans.get(planned)
     if written is None:
-        written = _found(work, batch, arrays, out)
-        if plans is not None:
-            plans[work, batch.target.found] = written
+        written = plans[planned] = _found(work, batch, arrays, out)
     into = out if out is None else classes_last(batch.backend, out, batch.axis)
     z = laid_out(batch).logits
     given = {name: arrays[place] for place, name in written.given}

@@ -28,16 +28,16 @@ FUSED_BLOCKS, FUSED_DTYPES = (1, 2, 4, 8), ("float32", "float16", "bfloat16")
 PLAIN = "#define PLAIN 1\n"
 
 #: The parameters of the kernels that read rows, of those that write gradients, and of those that do
-#: both: addresses and steps of the arrays, the numbers of rows and classes, factors, addresses. What
-#: finds a row's index comes after those.
+#: both: addresses and steps of the arrays, the numbers of rows and classes, factors, addresses.
+#: What finds a row's index comes after those.
 LAYOUTS = {"stats": "<7q2d6q", "grad": "<11q2d7q", "fused": "<11q3d7q"}
 
 #: Bytes of a row that a block keeps when statistics and gradient are one look at it, at most: five
 #: such blocks have room in a multiprocessor.
 _KEPT = 1 << 15
 
-#: Of fewer rows the multiprocessors would be idle if a row of more bytes than a block writes were not
-#: parted among more blocks.
+#: Of fewer rows the multiprocessors would be idle if a row of more bytes than a block writes were
+#: not parted among more blocks.
 _FEW_ROWS, _WRITTEN = 128, 1 << 14
 
 #: How many vectors of a thread are on their way at once, as in `rows.cu`.

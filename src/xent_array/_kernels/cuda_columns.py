@@ -237,7 +237,8 @@ class Launches(Ledger):
         at_once = _AT_ONCE if count >= _AT_ONCE * blocks * threads else 1
         sums = f"SUMS = {len(totals)}, REALS = {reals}"
         counts = f"{sums}, CONCLUDES = {len(last)}, AT_ONCE = {at_once}"
-        self.launches.append(struct.launch(Form("columns_of", blocks, threads), counts, f"COLUMNS({threads})\n"))
+        form, kernel = Form("columns_of", blocks, threads), f"COLUMNS({threads})\n"
+        self.launches.append(struct.launch(form, counts, kernel))
         for k, total in enumerate(totals):
             total.parts = (parts + 8 * blocks * k, blocks)
 
