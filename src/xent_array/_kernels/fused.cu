@@ -83,7 +83,7 @@ DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
                      call.place != nullptr);
   if (rank == 0) {
     call.steps.add_totals(totals);
-    take_ends(seen, z, head, tail, classes);
+    Ends<S>(z, head, tail, classes).take(seen);
   }
   take_batch<0>(seen, mine, begin, count);
   take_batch<1>(seen, mine, begin, count);

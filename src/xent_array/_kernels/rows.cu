@@ -93,22 +93,21 @@ template <class S, class R, bool TOGETHER> struct Seen {
 
   // Take entries, the k-th of the class `number(k)`; those that are -inf may be NOWHERE.
   template <int N, class Number> DEVICE void take(const S (&entries)[N], const Number& number) {
-    Few z[N / SIDES];
+    Few z[N / SIDES], low[N / SIDES];
     memcpy(z, entries, sizeof(z));
     if (!PLAIN && placed) find(z, number);
-    if (!PLAIN && weighted) sink(z, number);
 #pragma unroll
     for (int k = 0; k < N / SIDES; k++) {
-      const Few low = lesser(top, z[k]);
+      low[k] = lesser(top, z[k]);
       top = greater(top, z[k]);
-      z[k] = low;
     }
-    R sum = exponentials(z);
+    R sum = exponentials(low);
     if (Us::any(sum > 4096)) {
-      move(Us::all(greatest_of(z), Greatest()));
-      sum = exponentials(z);
+      move(Us::all(greatest_of(low), Greatest()));
+      sum = exponentials(low);
     }
     below.add(sum);
+    if (!PLAIN && weighted) sink(z, number);
   }
 
   template <int N> DEVICE static R greatest_of(const Few (&z)[N]) {
@@ -119,11 +118,13 @@ template <class S, class R, bool TOGETHER> struct Seen {
   }
 
   template <int N> DEVICE R exponentials(const Few (&z)[N]) const {
-    R part[4] = {0, 0, 0, 0};
+    R part[2] = {0, 0};
 #pragma unroll
-    for (int k = 0; k < N * SIDES; k++)
-      part[k % 4] += exponential_nearby(scaled(scale, side(z[k / SIDES], k % SIDES) - base));
-    return (part[0] + part[1]) + (part[2] + part[3]);
+    for (int k = 0; k < N * SIDES; k++) {
+      const R x = exponential_nearby(scaled(scale, side(z[k / SIDES], k % SIDES) - base));
+      part[k % 2] = k < 2 ? x : part[k % 2] + x;
+    }
+    return part[0] + part[1];
   }
 
   // By two steps: at a great distance from a base below `to` an exponential may be 0, and those of
@@ -135,15 +136,18 @@ template <class S, class R, bool TOGETHER> struct Seen {
     base = to;
   }
 
-  // Look for the top, or NaN if there is one. Classes may come in any order.
+  // Look for the top, or NaN if there is one. Classes may come in any order, but for those taken at
+  // once.
   template <int N, class Number> DEVICE void find(const Few (&z)[N], const Number& number) {
     const R before = greatest(top), high = greater(before, greatest_of(z));
     if (high > before || (high != high && before == before)) place = NOWHERE;
+    int first = -1;
 #pragma unroll
     for (int k = N * SIDES - 1; k >= 0; k--) {
       const R x = side(z[k / SIDES], k % SIDES);
-      if (x == high || x != x) place = Least()(place, number(k));
+      if (x == high || x != x) first = k;
     }
+    if (first >= 0) place = Least()(place, number(first));
   }
 
   // Sums of differences must not cancel: the mark follows the team's top. No share of a class that is
@@ -255,7 +259,7 @@ template <class R> DEVICE Known<R> of_block(const Known<R>& mine, R scale) {
   __shared__ Known<R> parts[8];
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = mine;
   __syncthreads();
-  return threadIdx.x < 32 ? joined(parts[threadIdx.x % warps], warps, scale) : mine;
+  return threadIdx.x < 32 ? joined(parts[threadIdx.x & (warps - 1)], warps, scale) : mine;
 }
 
 // Take a row's classes at, at + step, ... below `end`, N at once.
@@ -299,28 +303,38 @@ DEVICE void take_these(Seen<S, R, true>& seen, const Vector (&v)[M], i64 begin, 
 // or the row would take 64 GiB.
 template <class S, class R>
 DEVICE void take_vectors(Seen<S, R, true>& seen, const S* z, i64 begin, u32 count) {
-  const u32 threads = blockDim.x;
-  for (u32 start = threadIdx.x; start - Team<true>::before() < count; start += FLIGHT * threads) {
+  const u32 before = Team<true>::before(), threads = blockDim.x;
+  const Vector* from = (const Vector*)(z + begin);
+  for (u32 start = threadIdx.x; start - before < count; start += FLIGHT * threads) {
     Vector v[FLIGHT];
 #pragma unroll
     for (int u = 0; u < FLIGHT; u++) {
       const u32 i = start + u * threads;
-      v[u] = i < count ? load((const Vector*)(z + begin) + i) : impossible(S());
+      v[u] = i < count ? load(from + i) : impossible(S());
     }
     take_these(seen, v, begin, start, threads, count);
   }
 }
 
-// Take what lies before the vectors and after them: fewer classes than two vectors have.
-template <class S, class R>
-DEVICE void take_ends(Seen<S, R, true>& seen, const S* z, i64 head, i64 tail, i64 classes) {
-  if (threadIdx.x >= 32) return;
-  const i64 j = threadIdx.x < head ? threadIdx.x : tail + (threadIdx.x - head);
-  S entries[sizeof(S) == 2 ? 2 : 1];
-  for (S& x : entries) x = impossible_entry<S>();
-  if (j < classes) entries[0] = z[j];
-  seen.take(entries, [=](int k) { return k == 0 && j < classes ? j : NOWHERE; });
-}
+// What lies before the vectors of a row and after them, fewer classes than two vectors have: one for
+// each thread of a warp.
+template <class S> struct Ends {
+  i64 first, end;
+  S entry;
+
+  DEVICE Ends(const S* z, i64 head, i64 tail, i64 classes)
+      : first(threadIdx.x < head ? 0 : tail - head), end(threadIdx.x < 32 ? classes : 0),
+        entry(first + threadIdx.x < end ? z[first + threadIdx.x] : impossible_entry<S>()) {}
+
+  template <class R> DEVICE void take(Seen<S, R, true>& seen) const {
+    const i64 j = first + threadIdx.x;
+    if (!Team<true>::any(j < end)) return;
+    S entries[sizeof(S) == 2 ? 2 : 1];
+    for (S& x : entries) x = impossible_entry<S>();
+    entries[0] = entry;
+    seen.take(entries, [=](int k) { return k == 0 && j < end ? j : NOWHERE; });
+  }
+};
 
 template <class S, class R>
 DEVICE void wide_stats(Rows<const S> rows, i64, i64 classes, R scale, Numbers<R> weight,
@@ -328,16 +342,19 @@ DEVICE void wide_stats(Rows<const S> rows, i64, i64 classes, R scale, Numbers<R>
   constexpr int N = 16 / sizeof(S);
   const i64 row = blockIdx.x, step = rows.class_step, thread = threadIdx.x, threads = blockDim.x;
   const S* z = rows[row];
+  const i64 index = thread == 0 ? found.index[row] : 0;
   Seen<S, R, true> seen(scale, weight, found.even != nullptr, found.place != nullptr);
   if (step == 1) {
     const i64 head = ragged(z, classes), vectors = (classes - head) / N;
+    const Ends<S> ends(z, head, head + vectors * N, classes);
     take_vectors(seen, z, head, vectors);
-    take_ends(seen, z, head, head + vectors * N, classes);
+    ends.take(seen);
   } else {
     take_apart<N>(seen, z, step, thread, classes, threads);
   }
+  const S chosen = z[index * step];
   const Known<R> known = of_block(seen.finish(), scale);
-  if (thread == 0) found.put(row, widen(z[found.index[row] * step]), scale, known);
+  if (thread == 0) found.put(row, widen(chosen), scale, known);
 }
 
 template <class S, class R>
@@ -362,10 +379,19 @@ template <class R> struct Slope {
 
   // The derivative by class j, whose logit is z.
   template <class S> DEVICE S operator()(S z, i64 j) const {
-    const R power = exponential_for(z, scaled(scale, widen(z) - top));
-    const R other = PLAIN ? power * pull : power * pull - owed * weight[j];
+    return j == index ? by_index<S>() : by_other<S>(widen(z), j);
+  }
+
+  template <class S> DEVICE S by_index() const { return rounded<S>(chosen); }
+
+  template <class S> DEVICE S by_other(R z, i64 j) const {
+    const R power = exponential_for(S(), scaled(scale, z - top));
+    return rounded<S>(PLAIN ? power * pull : power * pull - owed * weight[j]);
+  }
+
+  template <class S> DEVICE S rounded(R x) const {
     S grad;
-    narrow(!kept ? R(0) : j == index ? chosen : other, grad);
+    narrow(kept ? x : R(0), grad);
     return grad;
   }
 };
@@ -399,11 +425,14 @@ DEVICE void write_ends(const Slope<R>& slope, const S* z, S* to, i64 head, i64 t
 }
 
 // Write up to FLIGHT vectors of a row, `begin` being a class whose memory is aligned in both; those
-// of the logits may have been kept.
+// of the logits may have been kept. The entry at the index is put right by the thread that wrote its
+// vector: it alone need be asked about.
 template <class S, class R>
 DEVICE void write_vectors(const Slope<R>& slope, const S* z, S* to, i64 begin, u32 start, u32 count,
                           const Vector* kept = nullptr) {
-  constexpr int N = 16 / sizeof(S);
+  typedef typename Compared<S>::type Few;
+  constexpr int N = 16 / sizeof(S), SIDES = sizeof(Few) / sizeof(S);
+  const unsigned long long of_index = (slope.index - begin) / (unsigned long long)N;
   Vector v[FLIGHT];
 #pragma unroll
   for (int u = 0; u < FLIGHT; u++) {
@@ -414,12 +443,15 @@ DEVICE void write_vectors(const Slope<R>& slope, const S* z, S* to, i64 begin, u
   for (int u = 0; u < FLIGHT; u++) {
     const u32 i = start + u * blockDim.x;
     if (i >= count) break;
-    S entries[N];
-    memcpy(entries, &v[u], 16);
+    Few z[N / SIDES];
+    S grad[N];
+    memcpy(z, &v[u], 16);
 #pragma unroll
-    for (int k = 0; k < N; k++) entries[k] = slope(entries[k], begin + (i64)i * N + k);
-    memcpy(&v[u], entries, 16);
+    for (int k = 0; k < N; k++)
+      grad[k] = slope.template by_other<S>(side(z[k / SIDES], k % SIDES), begin + (i64)i * N + k);
+    memcpy(&v[u], grad, 16);
     store((Vector*)(to + begin) + i, v[u]);
+    if (i == of_index) to[slope.index] = slope.template by_index<S>();
   }
 }
 
