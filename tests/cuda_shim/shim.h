@@ -183,6 +183,19 @@ inline void narrow(float x, bfloat16& to) {
   to.bits = x == x ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fff;
 }
 
+// A pair from what `join` makes of the numbers of either side.
+template <class S> Pair<S> by_sides(Pair<S> a, Pair<S> b, float (*join)(float, float)) {
+  S x[2], y[2];
+  memcpy(x, &a, 4);
+  memcpy(y, &b, 4);
+  for (int k = 0; k < 2; k++) narrow(join(widen(x[k]), widen(y[k])), x[k]);
+  Pair<S> joined;
+  memcpy(&joined, x, 4);
+  return joined;
+}
+template <class S> Pair<S> greater(Pair<S> a, Pair<S> b) { return by_sides(a, b, greater); }
+template <class S> Pair<S> lesser(Pair<S> a, Pair<S> b) { return by_sides(a, b, std::fmin); }
+
 // A vector that is not aligned is an error of the device.
 inline void check(const void* address) {
   if ((unsigned long long)address % 16) abort();

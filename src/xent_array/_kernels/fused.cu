@@ -44,16 +44,17 @@ DEVICE void fetch(Vector* to, const Vector* from, u32 count) {
 
 // Take a batch of what was copied, once it is there.
 template <int BATCH, class S, class R>
-DEVICE void take_batch(Seen<R, true>& seen, const Vector* from, S, i64 begin, u32 count) {
-  constexpr int N = 16 / sizeof(S);
+DEVICE void take_batch(Seen<S, R, true>& seen, const Vector* from, i64 begin, u32 count) {
+  const u32 start = threadIdx.x + BATCH * COPIES * SHARERS;
   wait_for_batches<BATCHES - 1 - BATCH>();
+  if (start - Team<true>::before() >= count) return;
+  Vector v[COPIES];
 #pragma unroll
   for (int u = 0; u < COPIES; u++) {
-    const u32 i = threadIdx.x + (BATCH * COPIES + u) * SHARERS;
-    if (i - Team<true>::before() >= count) return;
-    const Vector v = i < count ? from[i] : impossible(S());
-    take_vector(seen, v, S(), begin + (i64)i * N, begin + (i64)count * N);
+    const u32 i = start + u * SHARERS;
+    v[u] = i < count ? from[i] : impossible(S());
   }
+  take_these(seen, v, begin, start, SHARERS, count);
 }
 
 // K blocks share a row. Its vectors are parted among them; the first takes what is beside those.
@@ -79,16 +80,16 @@ DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
   const bool leads = rank == 0 && thread == 0;
   const i64 index = leads ? call.steps.index_of(row) : 0;
   const R at_index = leads ? R(widen(z[index])) : R(0);
-  Seen<R, true> seen(scale, {call.share_of, R(call.share)}, call.fall != nullptr,
+  Seen<S, R, true> seen(scale, {call.share_of, R(call.share)}, call.fall != nullptr,
                      call.place != nullptr);
   if (rank == 0) {
     call.steps.add_totals(totals);
-    take_ends(seen, z, head, tail, classes);
+    Ends<S>(z, head, tail, classes).take(seen);
   }
-  take_batch<0>(seen, mine, S(), begin, count);
-  take_batch<1>(seen, mine, S(), begin, count);
-  take_batch<2>(seen, mine, S(), begin, count);
-  take_batch<3>(seen, mine, S(), begin, count);
+  take_batch<0>(seen, mine, begin, count);
+  take_batch<1>(seen, mine, begin, count);
+  take_batch<2>(seen, mine, begin, count);
+  take_batch<3>(seen, mine, begin, count);
   Known<R> known = of_block(seen.finish(), scale);
   wait_until_all_have_begun<K>();
   if (thread == 0) *of_rank<K>(&shared.known[rank], 0) = known;

@@ -8,6 +8,9 @@ struct alignas(16) Vector { u32 word[4]; };
 struct bfloat16 { u16 bits; };
 struct float16 { u16 bits; };
 
+// Two half numbers, the first in the lower half of the word.
+template <class S> struct Pair { u32 word; };
+
 #ifdef __CUDACC__
 #define DEVICE __device__ __forceinline__
 #define PARAMETER __grid_constant__
@@ -26,6 +29,18 @@ DEVICE float greater(float a, float b) {
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
   return y;
 }
+
+// The same of two numbers each, and the lesser ones, without NaN.
+#define OF_PAIRS(name, instruction, S)                                       \
+  DEVICE Pair<S> name(Pair<S> a, Pair<S> b) {                                \
+    Pair<S> y;                                                               \
+    asm(instruction " %0, %1, %2;" : "=r"(y.word) : "r"(a.word), "r"(b.word)); \
+    return y;                                                                \
+  }
+OF_PAIRS(greater, "max.NaN.bf16x2", bfloat16)
+OF_PAIRS(greater, "max.NaN.f16x2", float16)
+OF_PAIRS(lesser, "min.bf16x2", bfloat16)
+OF_PAIRS(lesser, "min.f16x2", float16)
 
 DEVICE float widen(float16 x) {
   float y;
@@ -114,6 +129,14 @@ DEVICE Vector impossible(bfloat16) { return repeated(0xff80ff80u, 0xff80ff80u); 
 DEVICE Vector impossible(float16) { return repeated(0xfc00fc00u, 0xfc00fc00u); }
 DEVICE Vector impossible(double) { return repeated(0, 0xfff00000u); }
 
+// And its first entry.
+template <class S> DEVICE S impossible_entry() {
+  const Vector v = impossible(S());
+  S x;
+  memcpy(&x, &v, sizeof(S));
+  return x;
+}
+
 DEVICE float widen(float x) { return x; }
 DEVICE double widen(double x) { return x; }
 DEVICE float widen(bfloat16 x) { return as_float((u32)x.bits << 16); }
@@ -123,6 +146,23 @@ DEVICE void narrow(double x, double& to) { to = x; }
 DEVICE double greater(double a, double b) { return b > a || b != b ? b : a; }
 DEVICE float lesser(float a, float b) { return fminf(a, b); }
 DEVICE double lesser(double a, double b) { return fmin(a, b); }
+
+// As many entries as one instruction compares.
+template <class S> struct Compared { typedef S type; };
+template <> struct Compared<bfloat16> { typedef Pair<bfloat16> type; };
+template <> struct Compared<float16> { typedef Pair<float16> type; };
+
+// One of them, by its number.
+DEVICE float side(float x, int) { return x; }
+DEVICE double side(double x, int) { return x; }
+DEVICE float side(Pair<bfloat16> x, int k) {
+  return as_float(k ? x.word & 0xffff0000u : x.word << 16);
+}
+DEVICE float side(Pair<float16> x, int k) { return widen(float16{u16(x.word >> 16 * k)}); }
+
+DEVICE float greatest(float x) { return x; }
+DEVICE double greatest(double x) { return x; }
+template <class S> DEVICE float greatest(Pair<S> x) { return greater(side(x, 0), side(x, 1)); }
 
 // exp(x). In float32 the power of two is of a rounded product, and what that lost is made good:
 // without it exp(-80) would be off by 60 units of rounding.
@@ -134,9 +174,13 @@ DEVICE float exponential(float x) {
   return fmaf(power, lost, power);
 }
 
+// exp(x), off by four units of rounding and a little more than |x| of them.
+DEVICE float exponential_nearby(float x) { return exp2_roughly(x * 1.442695041f); }
+DEVICE double exponential_nearby(double x) { return exp(x); }
+
 // exp(x), x <= 0, as well as a result of the logits' dtype needs it: a half one has digits to spare.
 template <class S> DEVICE float exponential_for(S, float x) {
-  return sizeof(S) == 2 ? exp2_roughly(x * 1.442695041f) : exponential(x);
+  return sizeof(S) == 2 ? exponential_nearby(x) : exponential(x);
 }
 DEVICE double exponential_for(double, double x) { return exponential(x); }
 

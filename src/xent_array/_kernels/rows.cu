@@ -59,72 +59,107 @@ template <class R> struct Known {
   }
 };
 
-// What a thread knows of the entries of a row that it has seen. It holds the greatest of them apart:
-// of that and the next entry the lesser joins the others, so that each costs one exponential.
+// What a thread knows of the entries of a row that it has seen. It holds the greatest of them apart,
+// or of half ones, which are compared in pairs, the greatest of either side: of that and the next
+// entry the lesser joins the others, so that each costs one exponential.
 //
-// Those are of s·(z - base). The base is one for a team, and follows its top at a distance, so that
-// it seldom moves: whenever it does, their sum is multiplied, and loses a little.
-template <class R, bool TOGETHER> struct Seen {
+// Those are of s·(z - base). The base is one for a team, and is near to the greatest of what they are
+// of: so the exponentials that matter are of numbers near 0, and need no more digits than the
+// instruction has, however far above the top may be. That the base has fallen behind is told by a
+// sum that is too great. It seldom moves: whenever it does, their sum is multiplied, and loses a
+// little.
+template <class S, class R, bool TOGETHER> struct Seen {
   typedef Team<TOGETHER> Us;
+  typedef typename Compared<S>::type Few;
+  enum { SIDES = sizeof(Few) / sizeof(S) };
+
   const R scale;
   const Numbers<R> weight;
   const bool weighted, placed;  // the sum of w·(z - top), or the place of the top, is asked for
-  R base, top;
+  R base;
+  Few top;
   Sum<R> below;  // of the exponentials of all entries but the top
   i64 place;     // of the first entry that equals the top, or of the first NaN
-  Sum<R> fall;   // of w·(z - base)
+  R mark;        // no entry is above it
+  Sum<R> fall;   // of w·(z - mark)
   Sum<R> heavy;  // of w
 
   DEVICE Seen(R scale, Numbers<R> weight, bool weighted, bool placed)
       : scale(scale), weight(weight), weighted(weighted), placed(placed), base(lowest(R())),
-        top(-endless<R>()), below{0, 0}, place(NOWHERE), fall{0, 0}, heavy{0, 0} {}
+        below{0, 0}, place(NOWHERE), mark(lowest(R())), fall{0, 0}, heavy{0, 0} {
+    const Vector v = impossible(S());
+    memcpy(&top, &v, sizeof(top));
+  }
 
-  // How far the top may be above the base. The sum of w·(z - base) must not cancel: not at all.
-  DEVICE R distance() const { return !PLAIN && weighted ? 0 : 8; }
-
-  // Take entries of the classes at, at + step, ... below `end`; beyond, they are -inf.
-  template <int N> DEVICE void take(const R (&z)[N], i64 at, i64 step, i64 end) {
-    const R before = top;
-    R low[N];
+  // Take entries, the k-th of the class `number(k)`; those that are -inf may be NOWHERE.
+  template <int N, class Number> DEVICE void take(const S (&entries)[N], const Number& number) {
+    Few z[N / SIDES], low[N / SIDES];
+    memcpy(z, entries, sizeof(z));
+    if (!PLAIN && placed) find(z, number);
 #pragma unroll
-    for (int k = 0; k < N; k++) {
+    for (int k = 0; k < N / SIDES; k++) {
       low[k] = lesser(top, z[k]);
       top = greater(top, z[k]);
     }
-    if (!PLAIN && placed) find(z, at, step, before);
-    if (Us::any(scaled(scale, top - base) > distance())) move(Us::all(top, Greatest()));
+    R sum = exponentials(low);
+    if (Us::any(sum > 4096)) {
+      move(Us::all(greatest_of(low), Greatest()));
+      sum = exponentials(low);
+    }
+    below.add(sum);
+    if (!PLAIN && weighted) sink(z, number);
+  }
+
+  template <int N> DEVICE static R greatest_of(const Few (&z)[N]) {
+    Few high = z[0];
+#pragma unroll
+    for (int k = 1; k < N; k++) high = greater(high, z[k]);
+    return greatest(high);
+  }
+
+  template <int N> DEVICE R exponentials(const Few (&z)[N]) const {
     R part[2] = {0, 0};
 #pragma unroll
-    for (int k = 0; k < N; k++) part[k % 2] += exponential(scaled(scale, low[k] - base));
-    below.add(part[0] + part[1]);
-    if (!PLAIN && weighted) sink(z, at, step, end);
+    for (int k = 0; k < N * SIDES; k++) {
+      const R x = exponential_nearby(scaled(scale, side(z[k / SIDES], k % SIDES) - base));
+      part[k % 2] = k < 2 ? x : part[k % 2] + x;
+    }
+    return part[0] + part[1];
   }
 
-  // Look for the top, or NaN if there is one. Classes may come in any order.
-  template <int N> DEVICE void find(const R (&z)[N], i64 at, i64 step, R before) {
-    if (top > before || (top != top && before == before)) place = NOWHERE;
-#pragma unroll
-    for (int k = N - 1; k >= 0; k--)
-      if (z[k] == top || z[k] != z[k]) place = Least()(place, at + k * step);
-  }
-
-  // By two steps: at a great distance from a base below the top an exponential may be 0, and those
-  // of the top not yet.
+  // By two steps: at a great distance from a base below `to` an exponential may be 0, and those of
+  // `to` not yet.
   DEVICE void move(R to) {
     const R fallen = exponential(scaled(scale, base - to) / 2);
     below.times(fallen);
     below.times(fallen);
-    if (!PLAIN && heavy.value() != 0) fall.add(heavy.value() * (base - to));
     base = to;
   }
 
-  // No share of a class that is impossible costs nothing: 0·-inf is 0.
-  template <int N> DEVICE void sink(const R (&z)[N], i64 at, i64 step, i64 end) {
+  // Look for the top, or NaN if there is one. Classes may come in any order, but for those taken at
+  // once.
+  template <int N, class Number> DEVICE void find(const Few (&z)[N], const Number& number) {
+    const R before = greatest(top), high = greater(before, greatest_of(z));
+    if (high > before || (high != high && before == before)) place = NOWHERE;
+    int first = -1;
+#pragma unroll
+    for (int k = N * SIDES - 1; k >= 0; k--) {
+      const R x = side(z[k / SIDES], k % SIDES);
+      if (x == high || x != x) first = k;
+    }
+    if (first >= 0) place = Least()(place, number(first));
+  }
+
+  // Sums of differences must not cancel: the mark follows the team's top. No share of a class that is
+  // impossible costs nothing: 0·-inf is 0.
+  template <int N, class Number> DEVICE void sink(const Few (&z)[N], const Number& number) {
+    const R high = greatest_of(z);
+    if (Us::any(high > mark)) move_mark(Us::all(high, Greatest()));
     R part = 0, weights = 0;
 #pragma unroll
-    for (int k = 0; k < N; k++) {
-      const i64 j = at + k * step;
-      const R w = j < end ? weight[j] : R(0), depth = z[k] - base;
+    for (int k = 0; k < N * SIDES; k++) {
+      const i64 j = number(k);
+      const R w = j < NOWHERE ? weight[j] : R(0), depth = side(z[k / SIDES], k % SIDES) - mark;
       part += w == 0 && depth == -endless<R>() ? R(0) : w * depth;
       weights += w;
     }
@@ -132,16 +167,30 @@ template <class R, bool TOGETHER> struct Seen {
     heavy.add(weights);
   }
 
+  DEVICE void move_mark(R to) {
+    if (heavy.value() != 0) fall.add(heavy.value() * (mark - to));
+    mark = to;
+  }
+
   // What the team has seen, from its own top; all of them come to know it.
   DEVICE Known<R> finish() {
-    Known<R> known = {Us::all(top, Greatest()), 0, 0, 0, NOWHERE, 0};
-    const bool tied = top == known.top;
-    if (!tied) below.add(exponential(scaled(scale, top - base)));
+    Known<R> known = {Us::all(greatest(top), Greatest()), 0, 0, 0, NOWHERE, 0};
     if (known.top != -endless<R>()) move(known.top);
+    R others = 0;
+#pragma unroll
+    for (int k = 0; k < SIDES; k++) {
+      const R high = side(top, k);
+      known.ties += Us::count(high == known.top);
+      if (high != known.top) others += exponential(scaled(scale, high - known.top));
+    }
+    below.add(others);
     known.below = Us::all(below.value(), Adding());
-    known.ties = Us::count(tied);
-    if (!PLAIN && placed) known.place = Us::all(tied || top != top ? place : NOWHERE, Least());
+    if (!PLAIN && placed) {
+      const R high = greatest(top);
+      known.place = Us::all(high == known.top || high != high ? place : NOWHERE, Least());
+    }
     if (!PLAIN && weighted) {
+      if (known.top != -endless<R>()) move_mark(known.top);
       known.fall = Us::all(fall.value(), Adding());
       known.heavy = Us::all(heavy.value(), Adding());
     }
@@ -209,69 +258,84 @@ template <class R> DEVICE Known<R> of_block(const Known<R>& mine, R scale) {
   __shared__ Known<R> parts[8];
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = mine;
   __syncthreads();
-  return threadIdx.x < 32 ? joined(parts[threadIdx.x % warps], warps, scale) : mine;
+  return threadIdx.x < 32 ? joined(parts[threadIdx.x & (warps - 1)], warps, scale) : mine;
 }
 
 // Take a row's classes at, at + step, ... below `end`, N at once.
 template <int N, class S, class R, bool TOGETHER>
-DEVICE void take_apart(Seen<R, TOGETHER>& seen, const S* z, i64 class_step, i64 at, i64 end,
+DEVICE void take_apart(Seen<S, R, TOGETHER>& seen, const S* z, i64 class_step, i64 at, i64 end,
                        i64 step) {
   for (; at - Team<TOGETHER>::before() < end; at += N * step) {
-    R values[N];
+    const auto number = [=](int k) { return at + k * step < end ? at + k * step : NOWHERE; };
+    S entries[N];
 #pragma unroll
-    for (int k = 0; k < N; k++) {
-      const i64 j = at + k * step;
-      values[k] = j < end ? R(widen(z[j * class_step])) : -endless<R>();
-    }
-    seen.take(values, at, step, end);
+    for (int k = 0; k < N; k++)
+      entries[k] = number(k) < end ? z[number(k) * class_step] : impossible_entry<S>();
+    seen.take(entries, number);
   }
 }
 
 // How many vectors of a thread are on their way at once.
 enum { FLIGHT = 4 };
 
-// Take a vector's entries, the classes from `at` on.
-template <class S, class R>
-DEVICE void take_vector(Seen<R, true>& seen, const Vector& v, S, i64 at, i64 end) {
-  constexpr int N = 16 / sizeof(S);
-  S entries[N];
-  R values[N];
-  memcpy(entries, &v, 16);
+// Take vectors of a row, `count` of which begin with a class: the start-th, and those that are each a
+// stride further. Vectors beyond those are of -inf. Plain losses take them all at once, which costs others
+// too many registers.
+template <int M, class S, class R>
+DEVICE void take_these(Seen<S, R, true>& seen, const Vector (&v)[M], i64 begin, u32 start, u32 stride,
+                       u32 count) {
+  constexpr int N = 16 / sizeof(S), AT_ONCE = PLAIN ? 2 : 1;
 #pragma unroll
-  for (int k = 0; k < N; k++) values[k] = widen(entries[k]);
-  seen.take(values, at, 1, end);
-}
-
-// Take `count` vectors of a row from a class on whose memory is aligned. They are fewer than 2^32,
-// or the row would take 64 GiB.
-template <class S, class R>
-DEVICE void take_vectors(Seen<R, true>& seen, const S* z, i64 begin, u32 count) {
-  constexpr int N = 16 / sizeof(S);
-  const u32 before = Team<true>::before();
-  for (u32 start = threadIdx.x; start - before < count; start += FLIGHT * blockDim.x) {
-    Vector v[FLIGHT];
-#pragma unroll
-    for (int u = 0; u < FLIGHT; u++) {
-      const u32 i = start + u * blockDim.x;
-      v[u] = i < count ? load((const Vector*)(z + begin) + i) : impossible(S());
-    }
-#pragma unroll
-    for (int u = 0; u < FLIGHT; u++) {
-      const u32 i = start + u * blockDim.x;
-      if (i - before >= count) break;
-      take_vector(seen, v[u], S(), begin + (i64)i * N, begin + (i64)count * N);
-    }
+  for (int u = 0; u < M; u += AT_ONCE) {
+    const u32 first = start + u * stride;
+    if (first - Team<true>::before() >= count) return;
+    S entries[AT_ONCE * N];
+    memcpy(entries, v + u, sizeof(entries));
+    seen.take(entries, [=](int k) {
+      const u32 i = first + k / N * stride;
+      return i < count ? begin + (i64)i * N + k % N : NOWHERE;
+    });
   }
 }
 
-// Take what lies before the vectors and after them: fewer classes than two vectors have.
-template <class S, class R>
-DEVICE void take_ends(Seen<R, true>& seen, const S* z, i64 head, i64 tail, i64 classes) {
-  if (threadIdx.x >= 32) return;
-  const i64 j = threadIdx.x < head ? threadIdx.x : tail + (threadIdx.x - head);
-  const R values[1] = {j < classes ? R(widen(z[j])) : -endless<R>()};
-  seen.take(values, j, 0, classes);
+// Take `count` vectors of a row from a class on whose memory is aligned. They are fewer than 2^32,
+// or the row would take 64 GiB. While the first are on their way there is time for something else.
+template <class S, class R, class Meanwhile>
+DEVICE void take_vectors(Seen<S, R, true>& seen, const S* z, i64 begin, u32 count,
+                         const Meanwhile& meanwhile) {
+  const u32 before = Team<true>::before(), threads = blockDim.x;
+  const Vector* from = (const Vector*)(z + begin);
+  for (u32 start = threadIdx.x; start - before < count; start += FLIGHT * threads) {
+    Vector v[FLIGHT];
+#pragma unroll
+    for (int u = 0; u < FLIGHT; u++) {
+      const u32 i = start + u * threads;
+      v[u] = i < count ? load(from + i) : impossible(S());
+    }
+    if (start == threadIdx.x) meanwhile();
+    take_these(seen, v, begin, start, threads, count);
+  }
 }
+
+// What lies before the vectors of a row and after them, fewer classes than two vectors have: one for
+// each thread of a warp.
+template <class S> struct Ends {
+  i64 first, end;
+  S entry;
+
+  DEVICE Ends(const S* z, i64 head, i64 tail, i64 classes)
+      : first(threadIdx.x < head ? 0 : tail - head), end(threadIdx.x < 32 ? classes : 0),
+        entry(first + threadIdx.x < end ? z[first + threadIdx.x] : impossible_entry<S>()) {}
+
+  template <class R> DEVICE void take(Seen<S, R, true>& seen) const {
+    const i64 j = first + threadIdx.x;
+    if (!Team<true>::any(j < end)) return;
+    S entries[sizeof(S) == 2 ? 2 : 1];
+    for (S& x : entries) x = impossible_entry<S>();
+    entries[0] = entry;
+    seen.take(entries, [=](int k) { return k == 0 && j < end ? j : NOWHERE; });
+  }
+};
 
 template <class S, class R, class Steps>
 DEVICE void wide_stats(Rows<const S> rows, i64, i64 classes, R scale, Numbers<R> weight,
@@ -279,18 +343,22 @@ DEVICE void wide_stats(Rows<const S> rows, i64, i64 classes, R scale, Numbers<R>
   constexpr int N = 16 / sizeof(S);
   const i64 row = blockIdx.x, step = rows.class_step, thread = threadIdx.x, threads = blockDim.x;
   const S* z = rows[row];
-  // Asked for early: the one follows from the other, and either takes its time.
-  const R at_index = thread == 0 ? R(widen(z[steps.index_of(row) * step])) : R(0);
-  Seen<R, true> seen(scale, weight, found.even != nullptr, found.place != nullptr);
+  i64 index = 0;
+  const auto look_up = [&] { index = thread == 0 ? steps.index_of(row) : 0; };
+  Seen<S, R, true> seen(scale, weight, found.even != nullptr, found.place != nullptr);
   if (step == 1) {
     const i64 head = ragged(z, classes), vectors = (classes - head) / N;
-    take_vectors(seen, z, head, vectors);
-    take_ends(seen, z, head, head + vectors * N, classes);
+    const Ends<S> ends(z, head, head + vectors * N, classes);
+    if (vectors == 0) look_up();
+    take_vectors(seen, z, head, vectors, look_up);
+    ends.take(seen);
   } else {
+    look_up();
     take_apart<N>(seen, z, step, thread, classes, threads);
   }
+  const S chosen = z[index * step];
   const Known<R> known = of_block(seen.finish(), scale);
-  if (thread == 0) found.put(row, at_index, scale, known);
+  if (thread == 0) found.put(row, widen(chosen), scale, known);
 }
 
 template <class S, class R, class Steps>
@@ -299,7 +367,7 @@ DEVICE void lane_stats(Rows<const S> rows, i64 count, i64 classes, R scale, Numb
   const i64 row = (i64)blockIdx.x * blockDim.x + threadIdx.x, step = rows.class_step;
   if (row >= count) return;
   const S* z = rows[row];
-  Seen<R, false> seen(scale, weight, found.even != nullptr, found.place != nullptr);
+  Seen<S, R, false> seen(scale, weight, found.even != nullptr, found.place != nullptr);
   take_apart<8>(seen, z, step, 0, classes, 1);
   found.put(row, widen(z[steps.index_of(row) * step]), scale, seen.finish());
 }
@@ -315,10 +383,19 @@ template <class R> struct Slope {
 
   // The derivative by class j, whose logit is z.
   template <class S> DEVICE S operator()(S z, i64 j) const {
-    const R power = exponential_for(z, scaled(scale, widen(z) - top));
-    const R other = PLAIN ? power * pull : power * pull - owed * weight[j];
+    return j == index ? by_index<S>() : by_other<S>(widen(z), j);
+  }
+
+  template <class S> DEVICE S by_index() const { return rounded<S>(chosen); }
+
+  template <class S> DEVICE S by_other(R z, i64 j) const {
+    const R power = exponential_for(S(), scaled(scale, z - top));
+    return rounded<S>(PLAIN ? power * pull : power * pull - owed * weight[j]);
+  }
+
+  template <class S> DEVICE S rounded(R x) const {
     S grad;
-    narrow(!kept ? R(0) : j == index ? chosen : other, grad);
+    narrow(kept ? x : R(0), grad);
     return grad;
   }
 };
@@ -352,11 +429,14 @@ DEVICE void write_ends(const Slope<R>& slope, const S* z, S* to, i64 head, i64 t
 }
 
 // Write up to FLIGHT vectors of a row, `begin` being a class whose memory is aligned in both; those
-// of the logits may have been kept.
+// of the logits may have been kept. The entry at the index is put right by the thread that wrote its
+// vector: it alone need be asked about.
 template <class S, class R>
 DEVICE void write_vectors(const Slope<R>& slope, const S* z, S* to, i64 begin, u32 start, u32 count,
                           const Vector* kept = nullptr) {
-  constexpr int N = 16 / sizeof(S);
+  typedef typename Compared<S>::type Few;
+  constexpr int N = 16 / sizeof(S), SIDES = sizeof(Few) / sizeof(S);
+  const unsigned long long of_index = (slope.index - begin) / (unsigned long long)N;
   Vector v[FLIGHT];
 #pragma unroll
   for (int u = 0; u < FLIGHT; u++) {
@@ -367,12 +447,15 @@ DEVICE void write_vectors(const Slope<R>& slope, const S* z, S* to, i64 begin, u
   for (int u = 0; u < FLIGHT; u++) {
     const u32 i = start + u * blockDim.x;
     if (i >= count) break;
-    S entries[N];
-    memcpy(entries, &v[u], 16);
+    Few z[N / SIDES];
+    S grad[N];
+    memcpy(z, &v[u], 16);
 #pragma unroll
-    for (int k = 0; k < N; k++) entries[k] = slope(entries[k], begin + (i64)i * N + k);
-    memcpy(&v[u], entries, 16);
+    for (int k = 0; k < N; k++)
+      grad[k] = slope.template by_other<S>(side(z[k / SIDES], k % SIDES), begin + (i64)i * N + k);
+    memcpy(&v[u], grad, 16);
     store((Vector*)(to + begin) + i, v[u]);
+    if (i == of_index) to[slope.index] = slope.template by_index<S>();
   }
 }
 
