@@ -82,14 +82,14 @@ def unpacked(layout, words):
 class Recorder:
     """A program that remembers what it was asked to run."""
 
-    def __init__(self, *, fuses=False):
-        self.launches, self.asked, self.fused = [], [], fuses
+    def __init__(self, *, keeps=0):
+        self.launches, self.asked, self.kept = [], [], keeps
 
     def why_not(self, device):
         return None
 
-    def fuses(self, device):
-        return self.fused
+    def keeps(self, device):
+        return self.kept
 
     def launch(self, device, stream, one, memory):
         self.asked.append(one)

@@ -50,10 +50,10 @@ def kernels(processor):
     return Kernels(NumpyMemory(), processor)
 
 
-@pytest.fixture(params=[False, True], ids=["", "fused"])
+@pytest.fixture(params=[0, 1 << 16], ids=["", "fused"])
 def on_gpu(request, processor, monkeypatch):
     """NumPy's arrays are read by the CUDA kernels, which flush what is less than normal."""
-    processor.fused = request.param
+    processor.kept = request.param
     monkeypatch.setattr(cuda, "FUSED_BLOCKS", (1,))  # there are no others
     monkeypatch.setattr(cuda, "_FEW_ROWS", 1)
 

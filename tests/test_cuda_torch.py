@@ -33,11 +33,11 @@ pytestmark = [
 STATS, GRAD = "wide_stats", "wide_grad"
 
 
-@pytest.fixture(params=[False, True], ids=["", "fused"])
+@pytest.fixture(params=[0, 1 << 16], ids=["", "fused"])
 def launches(request, monkeypatch):
     """Have the processor's memory be a GPU's; the kernels that were launched there."""
     library()
-    processor = Processor(fuses=request.param)
+    processor = Processor(keeps=request.param)
     if request.param:
         monkeypatch.setattr(cuda, "FUSED_BLOCKS", (1,))
         monkeypatch.setattr(cuda, "_FEW_ROWS", 1)

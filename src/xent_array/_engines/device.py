@@ -73,7 +73,7 @@ class _Signature(NamedTuple):
     logits: tuple[Any, ...]  # dtype and steps
     into: tuple[int, ...] | None  # steps
     one_upstream: bool  # for all rows
-    fuses: bool  # whether the device can read rows and write their gradients at once
+    keeps: int  # bytes of a row that a block can keep there
 
 
 #: How many programs are kept, at most.
@@ -133,7 +133,7 @@ def _signature(
         (logits.dtype, steps(logits)),
         None if into is None else steps(into),
         upstream is not None and _is_one(upstream.shape, steps(upstream)),
-        kernels.fuses(logits),
+        kernels.keeps(logits),
     )
     return signature, [x for x in arrays if isinstance(x, kind)]
 
@@ -214,7 +214,7 @@ def _written(signature: _Signature) -> _Program:
         column=column,
         logits=logits,
         into=None if signature.into is None else into,
-        kernels=Noted(ledger, fuses=signature.fuses),
+        kernels=Noted(ledger, keeps=signature.keeps),
     )
     results, cells, dtypes = [], [], own_dtypes(batch)
     for x in found:
@@ -256,8 +256,8 @@ class Noted:
 
     compiler = Kernels.compiler
 
-    def __init__(self, ledger: Launches, *, fuses: bool) -> None:
-        self._ledger, self._fuses = ledger, fuses
+    def __init__(self, ledger: Launches, *, keeps: int) -> None:
+        self._ledger, self._keeps = ledger, keeps
         self._looked: _Looked | None = None
 
     def serial(self) -> Noted:
@@ -330,7 +330,7 @@ class Noted:
     ) -> bool:
         """Have the look at the rows write their gradient as well, if it was the last launch."""
         ledger, looked = self._ledger, self._looked
-        if not self._fuses or looked is None or looked.launches != len(ledger.launches) - 1:
+        if looked is None or looked.launches != len(ledger.launches) - 1:
             return False
         given = {f"seen[{k}]": x for k, x in enumerate(looked.seen) if x is not None}
         steps = ledger.steps(looked.at, numbers, given)
@@ -338,7 +338,7 @@ class Noted:
             return False
         factors, weights, columns = looked.given
         both = Given((*factors, owed), (*weights, vector), columns[:5])
-        one = fused(z.shape, (z.rows, into.rows), both, steps)
+        one = fused(z.shape, (z.rows, into.rows), both, steps, self._keeps)
         if one is not None:
             ledger.launches[-1] = one
         return one is not None

@@ -32,8 +32,8 @@ PLAIN = "#define PLAIN 1\n"
 #: What finds a row's index comes after those.
 LAYOUTS = {"stats": "<7q2d6q", "grad": "<11q2d7q", "fused": "<11q3d7q"}
 
-#: Bytes of a row that a block keeps when statistics and gradient are one look at it, at most: five
-#: such blocks have room in a multiprocessor.
+#: Bytes of a row that a block keeps when statistics and gradient are one look at it: five such blocks
+#: have room in a multiprocessor. Of longer rows, a block of the most keeps twice as many.
 _KEPT = 1 << 15
 
 #: Of fewer rows the multiprocessors would be idle if a row of more bytes than a block writes were
@@ -59,8 +59,8 @@ class Program(Protocol):
     def why_not(self, device: int) -> str | None:
         """Why they do not run on a device, or None if they do."""
 
-    def fuses(self, device: int) -> bool:
-        """Whether a device runs the kernels of `fused.cu`."""
+    def keeps(self, device: int) -> int:
+        """How many bytes of a row a block of `fused.cu` can keep there; 0: the device has no such."""
 
     def launch(self, device: int, stream: int, one: Launch, memory: Sequence[int]) -> None:
         """Have a stream of the device, which is the current one, run a kernel some time later.
@@ -188,9 +188,9 @@ class Kernels:
     def _cell(self, x: Array) -> Cell:
         return Cell(self.producer.address(x), _name(x.dtype))
 
-    def fuses(self, z: Array) -> bool:
-        """Whether statistics and gradients can be one look at rows on the device of an array."""
-        return self._program.fuses(self.producer.device(z))
+    def keeps(self, z: Array) -> int:
+        """How many bytes of a row a block can keep on the device of an array, see `fused.cu`."""
+        return self._program.keeps(self.producer.device(z))
 
     def launch(
         self, z: Array, stream: int, launches: Iterable[Launch], memory: Sequence[int]
@@ -293,26 +293,32 @@ def _types(dtype: str) -> str:
 
 
 def fused(
-    shape: tuple[int, ...], arrays: Sequence[Rows], given: Given[Cell], steps: Launch
+    shape: tuple[int, ...],
+    arrays: Sequence[Rows],
+    given: Given[Cell],
+    steps: Launch,
+    keeps: int,
 ) -> Launch | None:
     """Launch statistics and gradient as one; `steps` make what the second needs of the first.
 
-    None where that cannot be, or is slower.
+    A block `keeps` so many bytes at most. None where that cannot be, or is slower.
     """
     z, into = arrays
     walk, classes = _walk(shape[:-1], [x.steps[:-1] for x in arrays]), shape[-1]
     row_bytes = classes * DTYPES[z.start.dtype]
     blocks = 1 << max(0, (-(-row_bytes // _KEPT) - 1).bit_length())
-    dtype = z.start.dtype
+    blocks = min(blocks, FUSED_BLOCKS[-1])
+    part, dtype = -(-row_bytes // blocks), z.start.dtype
     adjacent = z.steps[-1] == into.steps[-1] == 1 and classes >= _MANY
-    known = blocks in FUSED_BLOCKS and dtype in FUSED_DTYPES
     idle = walk.rows < _FEW_ROWS and row_bytes > _WRITTEN
-    if walk.lead or walk.rows == 0 or idle or not adjacent or not known:
+    unfit = part > keeps or dtype not in FUSED_DTYPES or not adjacent
+    if walk.lead or walk.rows == 0 or idle or unfit:
         return None
-    kept = min(-(-row_bytes // blocks) + 16, _KEPT) // 16 * 16
+    copies, most = (2, _KEPT) if part <= _KEPT else (4, 2 * _KEPT)
+    kept = min(part + 16, most) // 16 * 16
     form = Form(f"fused{blocks}_{dtype}", walk.rows * blocks, _SHARERS)
     plain = _is_plain("fused", given) and "slope.owed" not in steps.code
-    code = f"{PLAIN * plain}{steps.code}FUSED({blocks}, {dtype}, {TYPES[dtype]})\n"
+    code = f"{PLAIN * plain}{steps.code}FUSED({blocks}, {copies}, {dtype}, {TYPES[dtype]})\n"
     one = launching(form, code, LAYOUTS["fused"], _parameters(walk, classes, arrays, given))
     return _with_steps(one, steps)._replace(shared=kept)
 

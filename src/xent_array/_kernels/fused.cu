@@ -28,10 +28,10 @@ template <class R> struct Shared {
 };
 
 // The threads of a block, and the batches of vectors that each of them has on their way at once.
-enum { SHARERS = 256, BATCHES = 4, COPIES = 2 };
+enum { SHARERS = 256, BATCHES = 4 };
 
 // Have this thread's part of `count` vectors copied, COPIES of them in a batch.
-DEVICE void fetch(Vector* to, const Vector* from, u32 count) {
+template <int COPIES> DEVICE void fetch(Vector* to, const Vector* from, u32 count) {
   u32 i = threadIdx.x;
 #pragma unroll
   for (int batch = 0; batch < BATCHES; batch++) {
@@ -43,7 +43,7 @@ DEVICE void fetch(Vector* to, const Vector* from, u32 count) {
 }
 
 // Take a batch of what was copied, once it is there.
-template <int BATCH, class S, class R>
+template <int BATCH, int COPIES, class S, class R>
 DEVICE void take_batch(Seen<S, R, true>& seen, const Vector* from, i64 begin, u32 count) {
   const u32 start = threadIdx.x + BATCH * COPIES * SHARERS;
   wait_for_batches<BATCHES - 1 - BATCH>();
@@ -58,7 +58,7 @@ DEVICE void take_batch(Seen<S, R, true>& seen, const Vector* from, i64 begin, u3
 }
 
 // K blocks share a row. Its vectors are parted among them; the first takes what is beside those.
-template <int K, class S, class R, class Steps>
+template <int K, int COPIES, class S, class R, class Steps>
 DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
   constexpr int N = 16 / sizeof(S);
   __shared__ Shared<R> shared;
@@ -76,7 +76,7 @@ DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
   const i64 begin = head + (i64)first * N, tail = head + (i64)vectors * N;
 
   has_begun<K>();
-  fetch(mine, (const Vector*)(z + begin), count);
+  fetch<COPIES>(mine, (const Vector*)(z + begin), count);
   const bool leads = rank == 0 && thread == 0;
   const i64 index = leads ? call.steps.index_of(row) : 0;
   const R at_index = leads ? R(widen(z[index])) : R(0);
@@ -86,10 +86,10 @@ DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
     call.steps.add_totals(totals);
     Ends<S>(z, head, tail, classes).take(seen);
   }
-  take_batch<0>(seen, mine, begin, count);
-  take_batch<1>(seen, mine, begin, count);
-  take_batch<2>(seen, mine, begin, count);
-  take_batch<3>(seen, mine, begin, count);
+  take_batch<0, COPIES>(seen, mine, begin, count);
+  take_batch<1, COPIES>(seen, mine, begin, count);
+  take_batch<2, COPIES>(seen, mine, begin, count);
+  take_batch<3, COPIES>(seen, mine, begin, count);
   Known<R> known = of_block(seen.finish(), scale);
   wait_until_all_have_begun<K>();
   if (thread == 0) *of_rank<K>(&shared.known[rank], 0) = known;
@@ -118,26 +118,27 @@ DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
 
 // How many blocks a multiprocessor is to have room for, in registers and in shared memory. For plain
 // losses on an H100 these were the fastest of 3 to 6 blocks of 128 or 256 threads; others take more
-// registers.
+// registers, and of those that keep 64 KiB no more than 3 have room.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
-#define RESIDENT 2
+#define RESIDENT(COPIES) 2
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-#define RESIDENT (PLAIN ? 4 : 2)
+#define RESIDENT(COPIES) (!PLAIN ? 2 : COPIES > 2 ? 3 : 4)
 #else
-#define RESIDENT (PLAIN ? 5 : 3)
+#define RESIDENT(COPIES) (!PLAIN || COPIES > 2 ? 3 : 5)
 #endif
 
 #ifdef __CUDACC__
-#define FUSED(K, name, S)                                                                        \
-  extern "C" __global__ void __cluster_dims__(K) __launch_bounds__(SHARERS, RESIDENT) fused##K##_##name(\
-      const PARAMETER Fused<S, float, Steps> call) {                                             \
+#define FUSED(K, COPIES, name, S)                                                                \
+  extern "C" __global__ void __cluster_dims__(K)                                                 \
+      __launch_bounds__(SHARERS, RESIDENT(COPIES)) fused##K##_##name(                            \
+          const PARAMETER Fused<S, float, Steps> call) {                                         \
     extern __shared__ Vector mine[];                                                             \
-    fused<K>(call, mine);                                                                        \
+    fused<K, COPIES>(call, mine);                                                                \
   }
 #else
-#define FUSED(K, name, S)                                                                        \
+#define FUSED(K, COPIES, name, S)                                                                \
   extern "C" void fused##K##_##name(const Fused<S, float, Steps> call) {                         \
-    static Vector mine[1 << 11];                                                                 \
-    fused<K>(call, mine);                                                                        \
+    static Vector mine[COPIES << 10];                                                            \
+    fused<K, COPIES>(call, mine);                                                                \
   }
 #endif

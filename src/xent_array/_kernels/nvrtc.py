@@ -27,8 +27,12 @@ FILES = {
 #: The least compute capability that has the instructions of `rows.cu`.
 LEAST = (8, 0)
 
-#: And the least that has clusters of blocks, for `fused.cu`.
-CLUSTERS = (9, 0)
+#: Bytes of a row that a block of `fused.cu` can keep, from a compute capability on: three such blocks
+#: have room in a multiprocessor. Those before have no clusters of blocks.
+KEPT = {(9, 0): 1 << 16, (12, 0): 1 << 15}
+
+#: Shared memory that a block may have at most without being given leave.
+_FREELY = 48 << 10
 
 _NO_CONTEXT = int(driver.CUresult.CUDA_ERROR_INVALID_CONTEXT)
 
@@ -41,15 +45,16 @@ def why_not(device: int) -> str | None:
     return _chip(device)[1]
 
 
-def fuses(device: int) -> bool:
-    """Whether a device runs the kernels of `fused.cu`."""
-    return _chip(device)[0] >= CLUSTERS
+def keeps(device: int) -> int:
+    """How many bytes of a row a block of `fused.cu` can keep there; 0: the device has no such."""
+    capability = _chip(device)[0]
+    return next((kept for since, kept in reversed(KEPT.items()) if capability >= since), 0)
 
 
 def launch(device: int, stream: int, one: Launch, memory: Sequence[int]) -> None:
     """Run a kernel on a stream; by the driver itself: cuda.core's launch takes no structs."""
     name, blocks, threads = one.form
-    kernel, parameters = _function(device, name, one.code), _memory.parameters
+    kernel, parameters = _function(device, name, one.code, one.shared), _memory.parameters
     one.put(_memory.words, memory)
     arguments = (kernel, blocks, 1, 1, threads, 1, 1, one.shared, stream, parameters, None)
     error = _launch_kernel()(*arguments)
@@ -115,12 +120,17 @@ def _chip(device: int) -> tuple[tuple[int, int], str | None]:
 
 
 @functools.cache
-def _function(device: int, name: str, code: str) -> int:
+def _function(device: int, name: str, code: str, shared: int) -> int:
     """A kernel as the driver launches it, on whatever device is the current one."""
     capability, reason = _chip(device)
     if reason is not None:
         raise RuntimeError(f"no kernel for device {device}: {reason}")
     kernel = compiled(name, code, _architecture(capability)).get_kernel(name)
+    if shared > _FREELY:
+        most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        given = driver.cuKernelSetAttribute(most, keeps(device), kernel.handle, device)
+        if given[0]:
+            raise RuntimeError(f"{name} has no room for {shared} bytes of a row: {given[0]!r}")
     return int(kernel.handle)
 
 

@@ -343,8 +343,10 @@ DEVICE void wide_stats(Rows<const S> rows, i64, i64 classes, R scale, Numbers<R>
   constexpr int N = 16 / sizeof(S);
   const i64 row = blockIdx.x, step = rows.class_step, thread = threadIdx.x, threads = blockDim.x;
   const S* z = rows[row];
-  i64 index = 0;
-  const auto look_up = [&] { index = thread == 0 ? steps.index_of(row) : 0; };
+  __shared__ i64 index;  // one thread's alone; here it takes no register meanwhile
+  const auto look_up = [&] {
+    if (thread == 0) index = steps.index_of(row);
+  };
   Seen<S, R, true> seen(scale, weight, found.even != nullptr, found.place != nullptr);
   if (step == 1) {
     const i64 head = ragged(z, classes), vectors = (classes - head) / N;
@@ -356,9 +358,9 @@ DEVICE void wide_stats(Rows<const S> rows, i64, i64 classes, R scale, Numbers<R>
     look_up();
     take_apart<N>(seen, z, step, thread, classes, threads);
   }
-  const S chosen = z[index * step];
+  const R at_index = thread == 0 ? R(widen(z[index * step])) : R(0);
   const Known<R> known = of_block(seen.finish(), scale);
-  if (thread == 0) found.put(row, widen(chosen), scale, known);
+  if (thread == 0) found.put(row, at_index, scale, known);
 }
 
 template <class S, class R, class Steps>
@@ -490,7 +492,7 @@ DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, 
 // --- the kernels, each compiled when it is asked for
 
 // How many threads a multiprocessor is to have room for. More would spill registers.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200 && !PLAIN)
 #define ROOM(R) (sizeof(R) == 4 ? 768 : 256)
 #else
 #define ROOM(R) (sizeof(R) == 4 ? 1024 : 256)
