@@ -6,6 +6,8 @@ A block's threads take turns here. What only a GPU shows, such as races, is not 
 import ctypes
 import itertools
 
+import ml_dtypes
+import mpmath
 import numpy as np
 import pytest
 
@@ -18,6 +20,7 @@ from xent_array import _kernels, _tiles
 from xent_array._kernels import cuda
 from xent_array._kernels.cuda import Kernels
 
+import oracle
 from cuda_stand_in import (
     BFLOAT16,
     DTYPES,
@@ -152,6 +155,83 @@ def test_rows_that_climb_keep_precision(kernels, classes, dtype):
     assert (off <= bound).all()
 
 
+@pytest.mark.parametrize("place", [0, 1, 500, -1])
+@pytest.mark.parametrize("offset", [0.0, 100.0, 1e4])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rest_is_precise_however_far_below_the_top(kernels, dtype, offset, place):
+    """Within (32 + margin) units, wherever the top is met, down to exp(-84)."""
+    rng, compute = np.random.default_rng(0), compute_dtype(dtype)
+    margins = np.asarray([0, 1, 5, 10, 20, 40, 60, 80])
+    z = (rng.uniform(-4, 4, (8, 1003)) + offset).astype(dtype).astype(np.float64)
+    z[:, place] = 4 + offset + margins
+    z = z.astype(dtype)
+    rest = kernels.row_stats(z, np.zeros((8, 1), int), None, 1.0, compute, place=False).rest
+    fall = z.astype(np.longdouble) - z.astype(np.longdouble)[:, place, None]
+    fall[:, place] = -np.inf
+    exact = np.exp(fall).sum(-1, keepdims=True)
+    off = np.abs(rest.astype(np.longdouble) - exact)
+    bound = (32 - fall.max(-1, keepdims=True)) * np.finfo(compute).eps / 2 * exact
+    assert (off <= bound + 1003 * 2.0**-126).all()  # what is less than normal may be 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [20, 100])
+def test_numbers_that_are_none_are_seen_anywhere(kernels, classes, dtype):
+    """NaN or an infinity in any entry, hence on either side of any pair that is compared."""
+    index, compute = np.zeros((classes, 1), int), compute_dtype(dtype)
+    for junk in (np.nan, np.inf):
+        for others in (0, -np.inf):
+            z = np.full((classes, classes), others, dtype)
+            np.fill_diagonal(z, junk)
+            found = kernels.row_stats(z, index, None, 1.0, compute, place=True)
+            np.testing.assert_array_equal(found.top, np.full((classes, 1), junk))
+            assert np.isnan(found.rest).all()
+            np.testing.assert_array_equal(found.place[:, 0], np.arange(classes))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [20, 100, 1000])
+def test_logits_that_are_impossible_or_nearly(kernels, classes, dtype):
+    """They add nothing to one that is possible, wherever it is, and are as likely as each other."""
+    lowest = float(ml_dtypes.finfo(dtype).min)
+    index, compute = np.zeros((20, 1), int), compute_dtype(dtype)
+    for others in (-np.inf, lowest):
+        z = np.full((20, classes), others, dtype)
+        rest = kernels.row_stats(z, index, None, 1.0, compute, place=False).rest
+        expected = classes - 1 if others == lowest else np.nan
+        np.testing.assert_array_equal(rest, np.full((20, 1), expected))
+        z[np.arange(20), np.arange(20)] = 5
+        found = kernels.row_stats(z, index, None, 1.0, compute, place=True)
+        np.testing.assert_array_equal(found.rest, np.zeros((20, 1)))
+        np.testing.assert_array_equal(found.place[:, 0], np.arange(20))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_two_entries_tie(kernels, dtype):
+    """Of one pair or two, of one thread or two."""
+    for classes in (20, 70):
+        ties = np.asarray(list(itertools.combinations(range(classes), 2)))
+        z = np.full((len(ties), classes), -200, dtype)
+        np.put_along_axis(z, ties, 3, 1)
+        index, compute = np.zeros((len(ties), 1), int), compute_dtype(dtype)
+        found = kernels.row_stats(z, index, None, 1.0, compute, place=True)
+        np.testing.assert_array_equal(found.rest, np.ones((len(ties), 1)))
+        np.testing.assert_array_equal(found.place, ties[:, :1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [20, 100, 1100])
+def test_one_entry_of_a_gradient_is_given(kernels, classes, dtype):
+    """Wherever it is, and nothing else is changed by it."""
+    z, compute = np.zeros((classes, classes), dtype), compute_dtype(dtype)
+    column, place = np.zeros((classes, 1), compute), np.arange(classes)[:, None]
+    numbers = {"top": column, "pull": column + 1, "chosen": column - 2, "index": place}
+    for even in (None, 0.0):  # plain, and not
+        grad = np.empty((classes, classes), dtype)
+        kernels.row_grad(z, grad, 1.0, **numbers, even=even, weight=None, kept=None)
+        np.testing.assert_array_equal(grad.astype(float), 1 - 3 * np.eye(classes))
+
+
 @pytest.mark.parametrize("weight", [0.1 / 50_257, "drawn"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_lies_below_a_top_that_came_late(kernels, dtype, weight):
@@ -252,6 +332,23 @@ def test_the_promise(on_gpu, classes, offset, dtype):
         test_accuracy.test_soft_targets_keep_their_natural_scale(
             np, min(classes, 10), offset, dtype
         )
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000, 50_257])
+@pytest.mark.parametrize("offset", test_accuracy.OFFSETS)
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16])
+def test_the_promise_for_half_logits(on_gpu, classes, offset, dtype):
+    """Their losses in float32 have the precision of float32."""
+    if offset > 65_000 and dtype is np.float16:
+        pytest.skip("float16 has no such logits")
+    z, target = test_accuracy.rows(classes, offset, dtype)
+    losses, _ = xent_array.cross_entropy_and_grad(
+        z.astype(dtype), target, reduction="none", dtype="float32"
+    )
+    margins = test_accuracy.margins(z, target)
+    for row, label, loss, margin in zip(z, target, losses.tolist(), margins, strict=True):
+        true = oracle.index_loss(row, label)
+        assert abs(mpmath.mpf(loss) - true) <= (32 + margin) * 2.0**-24 * true + classes * 2.0**-126
 
 
 @pytest.mark.parametrize("rest", [0.4, 0.9, 2.1])
