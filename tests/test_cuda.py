@@ -427,6 +427,28 @@ def test_tiles_of_the_linear_loss(on_gpu, processor, monkeypatch, reduction, opt
     assert all(x[0] == x[4] for x in tiles[:3])  # where the logits are
 
 
+@pytest.mark.parametrize("kept", [1 << 15, 1 << 16])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_rows_as_long_as_a_block_keeps(processor, monkeypatch, dtype, kept):
+    """Statistics and gradient are one look at them, from memory that is aligned or not."""
+    monkeypatch.setattr(cuda, "FUSED_BLOCKS", (1,))
+    monkeypatch.setattr(cuda, "_FEW_ROWS", 1)
+    entries, rng = kept // np.dtype(dtype).itemsize, np.random.default_rng(0)
+    for classes in (entries // 2 + 8, entries - 1, entries, entries + 1):
+        z = laid_out(rng.standard_normal((2, classes)).astype(dtype), "off by one")
+        target, found = rng.integers(0, classes, 2), []
+        for keeps in (0, kept):
+            processor.kept = keeps
+            with on_device(NumpyMemory(), processor):
+                found.append(xent_array.cross_entropy_and_grad(z, target, reduction="none"))
+        fused = [form for *_, form, _ in processor.launches if "fused" in form.kernel]
+        assert bool(fused) == (classes <= entries)
+        processor.launches.clear()
+        unit = np.finfo(dtype).eps / 2
+        for one, other in zip(*found, strict=True):
+            np.testing.assert_allclose(one, other, rtol=32 * unit, atol=np.finfo(dtype).tiny)
+
+
 @pytest.mark.parametrize("target", [np.int32, np.int64, np.uint8])
 def test_targets_of_any_integer_dtype(on_gpu, target):
     z = np.random.default_rng(0).standard_normal((3, 100)).astype(np.float32)
