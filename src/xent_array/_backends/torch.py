@@ -247,6 +247,13 @@ def is_transformed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+def is_compiled() -> bool:
+    """Whether a compiler, and nothing else, sees what is computed now."""
+    return torch.compiler.is_dynamo_compiling() and not (
+        torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
+    )
+
+
 def _is_plain(x: Array) -> bool:
     return type(x) in CONCRETE and x.layout is torch.strided and not x.is_nested
 

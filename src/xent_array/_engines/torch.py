@@ -1,9 +1,7 @@
-"""torch: NumPy's evaluation of what lies in host memory, and a rule for plain backward.
+"""torch: a rule for plain backward, where NumPy or a kernel evaluates the loss.
 
-What torch holds on the CPU is memory that NumPy sees as well, without a copy: there its blocks are
-shared by threads, and kernels read them where there are any. CUDA memory has kernels of its own.
-Everywhere else, and in every mode of torch's but plain calls and plain backward, torch runs the
-array code of the loss.
+So it does for plain calls, and as an operator for compiled ones. In every other mode of torch's,
+and where nothing but torch reads the memory, torch runs the array code of the loss.
 """
 
 from __future__ import annotations
@@ -17,16 +15,15 @@ from torch.autograd import forward_ad
 
 from xent_array import _evaluate
 from xent_array._backends import Standard
-from xent_array._backends.torch import holds_values, numpy_view
-from xent_array._batch import Arrays, Batch, apart, lend, together, with_kernels, with_out
-from xent_array._engines import of_memory, times_upstream
-from xent_array._evaluate import Kept, Result, room_for_gradient
-from xent_array._namespace import Array
-from xent_array._rowwise import Stats
-
-#: Bytes of logits below which a call's own cost is more than that of its arithmetic. On a GPU torch
-#: has backward run by another thread, for which Python is a few times as slow.
-_SMALL: dict[str, int] = {"host": 1 << 17, "device": 1 << 24}
+from xent_array._backends.torch import holds_values, is_compiled
+from xent_array._batch import Arrays, Batch, apart, together, with_kernels
+from xent_array._engines import _torch_compiled, _torch_constant, times_upstream
+from xent_array._engines._torch_constant import (
+    grad_of_kept,
+    is_small,
+    value_to_differentiate,
+)
+from xent_array._evaluate import Kept, Result
 
 #: In the place of what a gradient needs of each row, where there is the gradient.
 _UNSEEN: Sequence[Any] = (None,) * 4
@@ -34,15 +31,14 @@ _UNSEEN: Sequence[Any] = (None,) * 4
 
 def value(batch: Batch) -> Result:
     """Evaluate the loss with a rule for the gradient by the logits, where that is all there is."""
+    alone = batch.logits_alone and not batch.return_stats and forward_ad._current_level < 0
+    if batch.memory == "opaque":
+        if (alone or not batch.differentiable) and is_compiled() and _torch_compiled.serves(batch):
+            return _torch_compiled.value(batch)
+        return _evaluate.value(batch)
     if not batch.differentiable:
-        return _constant_value(batch)
-    plain = (
-        batch.memory != "opaque"
-        and batch.logits_alone
-        and not batch.return_stats
-        and forward_ad._current_level < 0
-    )
-    if not plain:
+        return _torch_constant.value(batch)
+    if not alone:
         return _evaluate.value(batch)
     loss = _Loss.apply(batch.logits, batch)  # type: ignore[no-untyped-call]
     return Result(loss, None, None)
@@ -50,33 +46,11 @@ def value(batch: Batch) -> Result:
 
 def value_and_grad(batch: Batch) -> Result:
     """Evaluate the loss and its derivatives by the logits, constants to torch."""
-    host, out = _in_numpy(batch), batch.out
-    if out is not None and out.is_neg():  # no one but torch knows of that
-        return _evaluate.value_and_grad(batch)
-    if out is not None and (host is not None or batch.kernels is not None):
-        _tell_of_writing(out)
-    if host is None:
-        return cast("Result", of_memory(batch).value_and_grad(batch))
-    if out is None and _small(batch):
-        room = host.backend.room(host.logits.shape, host.logits)  # in less time than torch's
-        out = torch.from_numpy(room)
-    else:
-        out = room_for_gradient(batch)
-        room = numpy_view(out)
-    return _in_torch(batch, of_memory(host).value_and_grad(with_out(host, room)), out)
-
-
-def _tell_of_writing(out: torch.Tensor) -> None:
-    """Have torch know that a tensor is written to by something else."""
-    if not out.is_inference():
-        torch.autograd.graph.increment_version(out)
-
-
-def _constant_value(batch: Batch) -> Result:
-    host = _in_numpy(batch)
-    if host is None:
-        return cast("Result", of_memory(batch).value(batch))
-    return _in_torch(batch, of_memory(host).value(host), None)
+    if batch.memory != "opaque":
+        return _torch_constant.value_and_grad(batch)
+    if batch.out is None and is_compiled() and _torch_compiled.serves(batch):
+        return _torch_compiled.value_and_grad(batch)
+    return _evaluate.value_and_grad(batch)
 
 
 class _Loss(torch.autograd.Function):
@@ -94,10 +68,10 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, _logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         grad, seen, divisor = None, _UNSEEN, None
-        if batch.reduction != "none" and _small(batch):
-            loss, grad, _ = value_and_grad(batch)
+        if batch.reduction != "none" and is_small(batch):
+            loss, grad, _ = _torch_constant.value_and_grad(batch)
         else:
-            loss, (seen, divisor) = _value_to_differentiate(batch)
+            loss, (seen, divisor) = value_to_differentiate(batch)
         ctx.batch, arrays = apart(batch, torch.Tensor)
         ctx.divisor = divisor
         ctx.save_for_backward(*_without_end((*arrays[:2], grad, *seen, *arrays[2:])))
@@ -117,7 +91,7 @@ class _Loss(torch.autograd.Function):
         upstream = grad_loss.resolve_neg().broadcast_to(batch.shape)[..., None]
         memory = batch.backend.memory(batch.logits)  # which hooks may have put elsewhere
         batch = batch._replace(memory=memory, grad_output=upstream)
-        return _grad_of_kept(batch, Kept(seen, ctx.divisor)), None
+        return grad_of_kept(batch, Kept(seen, ctx.divisor)), None
 
 
 def _times_upstream(backend: Standard, grad: torch.Tensor, upstream: torch.Tensor) -> torch.Tensor:
@@ -135,15 +109,6 @@ def _without_end(saved: tuple[Any, ...]) -> tuple[Any, ...]:
     return saved[:end]
 
 
-def _small(batch: Batch) -> bool:
-    """Whether a call is small, and of a dtype whose gradient can be multiplied by a factor later.
-
-    A half gradient must be scaled before it is rounded.
-    """
-    logits: torch.Tensor = batch.logits
-    return logits.itemsize > 2 and logits.nbytes <= _SMALL.get(batch.memory, 0)
-
-
 def _derived(batch: Batch, grad_loss: torch.Tensor) -> torch.Tensor:
     """The gradient as torch derives it: to be differentiated again, or by many vectors at once."""
     again = torch.is_grad_enabled()
@@ -153,56 +118,3 @@ def _derived(batch: Batch, grad_loss: torch.Tensor) -> torch.Tensor:
         (grad,) = torch.autograd.grad(loss, alias, grad_loss, create_graph=again)
     derived: torch.Tensor = grad
     return derived
-
-
-def _value_to_differentiate(batch: Batch) -> tuple[Array, Kept]:
-    host = _in_numpy(batch)
-    if host is None:
-        result, kept = of_memory(batch).value_to_differentiate(batch)
-        return result.loss, kept
-    result, kept = of_memory(host).value_to_differentiate(host)
-    seen = [None if x is None else torch.from_numpy(x) for x in kept.seen]
-    return _in_torch(batch, result, None).loss, Kept(seen, float(kept.divisor))
-
-
-def _grad_of_kept(batch: Batch, kept: Kept) -> torch.Tensor:
-    host = _in_numpy(batch)
-    if host is None:
-        by_kernels = kept.seen[3] is not None  # else the loss was torch's, and all that it kept
-        engine = of_memory(batch) if by_kernels else _evaluate
-        derived: torch.Tensor = engine.grad_of_kept(batch, kept)
-        return derived
-    out: torch.Tensor = room_for_gradient(batch)
-    seen = [None if x is None else numpy_view(x) for x in kept.seen]
-    if seen[3] is None:  # no kernel read the rows, and none can go on
-        host = host._replace(kernels=None)
-    # The loss may have been torch's, where something watched it.
-    divisor = float(kept.divisor)
-    of_memory(host).grad_of_kept(with_out(host, numpy_view(out)), Kept(seen, divisor))
-    return out
-
-
-# --- tensors as NumPy sees them
-
-
-def _in_numpy(batch: Batch) -> Batch | None:
-    """The same batch on NumPy's views of its tensors, or None if torch is to evaluate it.
-
-    Half logits are worth it only for a kernel: NumPy's own arithmetic would first widen them.
-    """
-    host = lend(batch)
-    if host is None or (host.kernels is None and batch.logits.itemsize <= 2):
-        return None
-    return host
-
-
-def _in_torch(batch: Batch, result: Result, grad: torch.Tensor | None) -> Result:
-    """What NumPy computed, as tensors on its memory, of the dtype asked for; beside a gradient."""
-    dtype, stats = batch.result_dtype, result.stats
-    loss = torch.from_numpy(result.loss)
-    if loss.dtype is not dtype:
-        loss = loss.to(dtype)
-    if stats is not None:
-        lse, prediction, correct = map(torch.from_numpy, stats)
-        stats = Stats(lse.to(dtype), prediction, correct)
-    return Result(loss, grad, stats)

@@ -32,8 +32,8 @@ PLAIN = "#define PLAIN 1\n"
 #: What finds a row's index comes after those.
 LAYOUTS = {"stats": "<7q2d6q", "grad": "<11q2d7q", "fused": "<11q3d7q"}
 
-#: Bytes of a row that a block keeps when statistics and gradient are one look at it: five such blocks
-#: have room in a multiprocessor. Of longer rows, a block of the most keeps twice as many.
+#: Bytes of a row that a block keeps when statistics and gradient are one look at it: five such
+#: blocks have room in a multiprocessor. Of longer rows, a block of the most keeps twice as many.
 _KEPT = 1 << 15
 
 #: Of fewer rows the multiprocessors would be idle if a row of more bytes than a block writes were
@@ -60,7 +60,7 @@ class Program(Protocol):
         """Why they do not run on a device, or None if they do."""
 
     def keeps(self, device: int) -> int:
-        """How many bytes of a row a block of `fused.cu` can keep there; 0: the device has no such."""
+        """How many bytes of a row a block of `fused.cu` can keep there; 0: there are no such."""
 
     def launch(self, device: int, stream: int, one: Launch, memory: Sequence[int]) -> None:
         """Have a stream of the device, which is the current one, run a kernel some time later.
@@ -117,9 +117,13 @@ class Kernels:
     def serves(self, x: Array) -> bool:
         """Whether the kernels can read an array."""
         producer = self.producer
-        if _name(x.dtype) not in _ENTRIES or not producer.aligned(x):
+        if not self.reads(x.dtype) or not producer.aligned(x):
             return False
         return self.why_not(producer.device(x)) is None
+
+    def reads(self, dtype: Any) -> bool:
+        """Whether the kernels read logits of a dtype."""
+        return _name(dtype) in _ENTRIES
 
     def why_not(self, device: int) -> str | None:
         """Why they do not run on a device, or None if they do."""

@@ -27,8 +27,8 @@ FILES = {
 #: The least compute capability that has the instructions of `rows.cu`.
 LEAST = (8, 0)
 
-#: Bytes of a row that a block of `fused.cu` can keep, from a compute capability on: three such blocks
-#: have room in a multiprocessor. Those before have no clusters of blocks.
+#: Bytes of a row that a block of `fused.cu` can keep, from a compute capability on: three such
+#: blocks have room in a multiprocessor. Those before have no clusters of blocks.
 KEPT = {(9, 0): 1 << 16, (12, 0): 1 << 15}
 
 #: Shared memory that a block may have at most without being given leave.
@@ -46,7 +46,7 @@ def why_not(device: int) -> str | None:
 
 
 def keeps(device: int) -> int:
-    """How many bytes of a row a block of `fused.cu` can keep there; 0: the device has no such."""
+    """How many bytes of a row a block of `fused.cu` can keep there; 0: there are no such."""
     capability = _chip(device)[0]
     return next((kept for since, kept in reversed(KEPT.items()) if capability >= since), 0)
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 
+from xent_array._engines._torch_compiled import in_a_tensor
 from xent_array._evaluate import Result
 from xent_array._gradient import times_upstream
 from xent_array._linear_engines._torch_recomputed import placed
@@ -59,7 +60,7 @@ def _results(
         *call.parts,
         target,
         # For each other number all would be compiled anew, but for a tensor's.
-        [*map(_in_a_tensor, numbers.values()), *tensors.values()],
+        [*map(in_a_tensor, numbers.values()), *tensors.values()],
         names=" ".join((*numbers, "|", *tensors)),
         by_rows=call.batch.by_rows,
         ignore_index=options.ignore_index,
@@ -72,11 +73,6 @@ def _results(
     found = iter(others)
     grads = Parts(*placed(wanted[:3], found))
     return Result(loss, None, Stats(*found) if options.return_stats else None), grads
-
-
-def _in_a_tensor(number: float) -> torch.Tensor:
-    # By a product: what is handed to a tensor's maker is made a constant.
-    return torch.ones((), dtype=torch.float64, device="cpu") * number
 
 
 @torch.library.custom_op("xent_array::linear_cross_entropy", mutates_args=())

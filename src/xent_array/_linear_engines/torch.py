@@ -16,7 +16,7 @@ import torch
 from torch.autograd import forward_ad
 
 from xent_array._backends import Standard
-from xent_array._backends.torch import is_transformed
+from xent_array._backends.torch import is_compiled, is_transformed
 from xent_array._batch import Arrays, apart, together
 from xent_array._engines import times_upstream
 from xent_array._evaluate import Result
@@ -41,7 +41,7 @@ def value(call: Projected) -> Result:
     if seen or is_transformed():
         return _torch_tiles.value(call)
     constant_stats = not (batch.return_stats and batch.differentiable)
-    if _is_compiled() and batch.logits_alone and constant_stats:
+    if is_compiled() and batch.logits_alone and constant_stats:
         return _torch_compiled.value(call)
     return at_once.value(call)
 
@@ -50,16 +50,9 @@ def value_and_grads(call: Projected) -> tuple[Result, Parts]:
     """Evaluate the loss and its gradients, constants to torch."""
     if call.batch.memory != "opaque":
         return in_tiles.value_and_grads(call)
-    if _is_compiled():
+    if is_compiled():
         return _torch_compiled.value_and_grads(call)
     return at_once.value_and_grads(call)
-
-
-def _is_compiled() -> bool:
-    """Whether a compiler, and nothing else, sees the call."""
-    return torch.compiler.is_dynamo_compiling() and not (
-        torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
-    )
 
 
 class _Loss(torch.autograd.Function):

@@ -1,0 +1,291 @@
+"""torch compiled: the loss and its gradient as operators, where kernels read the rows.
+
+Of array code a compiler makes several passes over the logits; a kernel needs one for the loss and
+one for the gradient. What an operator is given must be tensors, numbers and words: a batch is taken
+apart for it, and put together again where it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+
+from xent_array import _kernels
+from xent_array._backends import _torch_cuda, backend_of
+from xent_array._backends.torch import numpy_backend, numpy_view
+from xent_array._batch import Arrays, Batch, arrays_of, laid_out, with_kernels
+from xent_array._engines import _torch_constant
+from xent_array._evaluate import Kept, Result
+from xent_array._rowwise import Stats
+from xent_array._wanted import IndexRows, IndexTarget, Smoothing
+
+#: Bytes of logits from which on an operator is worth its call; below, a compiler's own code is as
+#: fast, and may be one with what comes before it.
+_WORTH_A_CALL = 1 << 17
+
+#: What an operator gives beside loss and statistics: what gradients need of each row, or one.
+_NOTHING, _KEPT, _GRADIENT = "nothing", "kept", "gradient"
+
+#: What a batch has beside logits and target that is a tensor, a number or nothing.
+_VALUES = (*Arrays._fields[2:], "z_loss")
+
+
+def serves(batch: Batch) -> bool:
+    """Whether kernels will read the rows of a batch when the compiled code runs."""
+    logits, scale = batch.logits, batch.logit_scale
+    if not isinstance(batch.target, IndexTarget) or batch.softcap is not None:
+        return False
+    if isinstance(scale, torch.Tensor) or scale <= 0.0:
+        return False
+    if logits.numel() * logits.itemsize < _WORTH_A_CALL:
+        return False
+    there: bool = _are_there(logits.device.type, logits.device.index, logits.dtype)
+    return there
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _are_there(device: str, number: int | None, dtype: torch.dtype) -> bool:
+    """Whether there are kernels for such tensors. No compiler looks into this."""
+    if device == "cpu":
+        numpy = numpy_backend()
+        try:
+            rows = numpy_view(torch.empty(0, dtype=dtype))
+        except LookupError:
+            return False
+        return numpy is not None and numpy.kernels(rows) is not None
+    if device != "cuda" or torch.version.cuda is None:
+        return False
+    kernels = _kernels.for_cuda(_torch_cuda)
+    return kernels is not None and kernels.reads(dtype) and kernels.why_not(number or 0) is None
+
+
+def value(batch: Batch) -> Result:
+    """Evaluate the loss with a rule for the gradient by the logits."""
+    gives = _KEPT if batch.differentiable else _NOTHING
+    loss, *others = _loss(*_taken_apart(batch), gives=gives, **_words_of(batch))
+    return Result(loss, None, Stats(*others) if batch.return_stats else None)
+
+
+def value_and_grad(batch: Batch) -> Result:
+    """Evaluate the loss and its derivatives by the logits, constants to torch."""
+    with torch.no_grad():
+        loss, *stats, grad = _loss(*_taken_apart(batch), gives=_GRADIENT, **_words_of(batch))
+    return Result(loss, grad, Stats(*stats) if stats else None)
+
+
+# --- a batch, taken apart and put together
+
+
+def _taken_apart(batch: Batch) -> tuple[Any, ...]:
+    """The tensors of a batch, and the names of all but logits and target; numbers come first."""
+    given = dict(zip(_VALUES, (*arrays_of(batch)[2:], batch.z_loss), strict=True))
+    tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
+    numbers = {name: x for name, x in given.items() if isinstance(x, float | int)}
+    arrays = [*map(in_a_tensor, numbers.values()), *tensors.values()]
+    names = " ".join((*numbers, "|", *tensors))
+    return batch.logits, batch.target.column, arrays, names
+
+
+def in_a_tensor(number: float) -> torch.Tensor:
+    """A number as an operator is given it: for each other one all would be compiled anew."""
+    # By a product: what is handed to a tensor's maker is made a constant.
+    return torch.ones((), dtype=torch.float64, device="cpu") * number
+
+
+class _Words(NamedTuple):
+    """What a batch has that is a number or a word, and seldom another one."""
+
+    axis: int
+    ignore_index: int | None
+    reduction: Any
+    on_empty: Any
+    by_rows: bool
+    return_stats: bool
+    dtype: torch.dtype  # of the result
+
+
+def _words_of(batch: Batch) -> dict[str, Any]:
+    assert isinstance(batch.target, IndexTarget)
+    words = _Words(
+        batch.axis,
+        batch.target.ignore_index,
+        batch.reduction,
+        batch.on_empty,
+        batch.by_rows,
+        batch.return_stats,
+        batch.result_dtype,
+    )
+    return words._asdict()
+
+
+def _together(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    arrays: Sequence[torch.Tensor],
+    names: str,
+    words: _Words,
+    *,
+    upstream: torch.Tensor | None = None,
+) -> Batch:
+    """The batch that was taken apart; its options were checked."""
+    backend = backend_of("logits", logits)
+    numbers, tensors = (part.split() for part in names.split("|"))
+    given: dict[str, Any] = dict.fromkeys(_VALUES)
+    given |= dict(zip((*numbers, *tensors), arrays, strict=True))
+    given |= {name: given[name].item() for name in numbers}
+    axis, shape = words.axis, tuple(logits.shape)
+    classes = shape[axis]
+    rows = shape[:axis] + shape[axis + 1 :]
+    if upstream is not None:
+        given["grad_output"] = upstream.resolve_neg().broadcast_to(rows)[..., None]
+    q = Smoothing(backend, classes, given["weight"], given["smoothing"])
+    batch = Batch(
+        backend,
+        backend.compute_dtype(logits.dtype),
+        words.dtype,
+        differentiable=False,
+        logits_alone=True,
+        memory=backend.memory(logits),
+        reduction=words.reduction,
+        on_empty=words.on_empty,
+        by_rows=words.by_rows,
+        return_stats=words.return_stats,
+        shape=rows,
+        classes=classes,
+        axis=axis,
+        softcap=None,
+        z_loss=given["z_loss"],
+        out=None,
+        where=given["where"],
+        sample_weight=given["sample_weight"],
+        logit_scale=given["logit_scale"],
+        denominator=given["denominator"],
+        grad_output=given["grad_output"],
+        logits=logits,
+        target=IndexTarget(q, target, words.ignore_index, trusted=False),
+        kernels=None,
+    )
+    return with_kernels(batch)
+
+
+def _picked(batch: Batch, top: torch.Tensor) -> torch.Tensor:
+    """The logits at the indices below their tops, where no kernel was to be had after all."""
+    (batch, rows) = laid_out(batch), batch.target.rows((...,), batch.where)
+    assert isinstance(rows, IndexRows)
+    chosen = batch.backend.gather(batch.logits, rows.index).to(top.dtype)
+    picked: torch.Tensor = (chosen - top) * batch.logit_scale
+    return picked
+
+
+# --- the operators; compilers keep code on disk that calls them, so who gives one other arguments
+# gives it another name
+
+
+@torch.library.custom_op("xent_array::cross_entropy", mutates_args=())
+def _loss(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    arrays: Sequence[torch.Tensor],
+    names: str,
+    *,
+    gives: str,
+    axis: int,
+    ignore_index: int | None,
+    reduction: str,
+    on_empty: str,
+    by_rows: bool,
+    return_stats: bool,
+    dtype: torch.dtype,
+) -> list[torch.Tensor]:
+    """The loss, statistics where asked for, and what it gives beside them."""
+    words = _Words(axis, ignore_index, reduction, on_empty, by_rows, return_stats, dtype)
+    batch = _together(logits, target, arrays, names, words)
+    if gives == _KEPT:
+        loss, (seen, divisor) = _torch_constant.value_to_differentiate(batch)
+        top, rest, _, picked = (cast("torch.Tensor", x) for x in seen)
+        divided = [torch.as_tensor(divisor, dtype=top.dtype)] * (reduction == "mean")
+        return [loss, top, rest, _picked(batch, top) if picked is None else picked, *divided]
+    engine = _torch_constant.value if gives == _NOTHING else _torch_constant.value_and_grad
+    loss, grad, stats = engine(batch)
+    return [loss, *(stats or ()), *(() if grad is None else (grad,))]
+
+
+@_loss.register_fake
+def _results(
+    logits: torch.Tensor,
+    *_others: Any,
+    gives: str,
+    axis: int,
+    reduction: str,
+    return_stats: bool,
+    dtype: torch.dtype,
+    **_words: Any,
+) -> list[torch.Tensor]:
+    """Memory for the results."""
+    rows = logits.shape[:axis] + logits.shape[axis + 1 :]
+    made = [logits.new_empty(rows if reduction == "none" else (), dtype=dtype)]
+    if return_stats:
+        made += [logits.new_empty(rows, dtype=x) for x in (dtype, torch.int64, torch.bool)]
+    if gives == _GRADIENT:
+        made.append(logits.new_empty(logits.shape))
+    if gives == _KEPT:
+        compute = backend_of("logits", logits).compute_dtype(logits.dtype)
+        shapes = [(*rows, 1)] * 3 + [()] * (reduction == "mean")
+        made += [logits.new_empty(shape, dtype=compute) for shape in shapes]
+    return made
+
+
+@torch.library.custom_op("xent_array::cross_entropy_backward", mutates_args=())
+def _gradient(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    arrays: Sequence[torch.Tensor],
+    names: str,
+    kept: Sequence[torch.Tensor],
+    *,
+    axis: int,
+    ignore_index: int | None,
+    reduction: str,
+    on_empty: str,
+    by_rows: bool,
+    return_stats: bool,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """The derivatives by the logits, of what was kept of a loss and what comes from above."""
+    words = _Words(axis, ignore_index, reduction, on_empty, by_rows, return_stats, dtype)
+    top, rest, picked, *divided, upstream = kept
+    batch = _together(logits, target, arrays, names, words, upstream=upstream)
+    divisor = divided[0] if divided else 1.0
+    return _torch_constant.grad_of_kept(batch, Kept([top, rest, None, picked], divisor))
+
+
+@_gradient.register_fake
+def _derivatives(logits: torch.Tensor, *_others: Any, **_words: Any) -> torch.Tensor:
+    """Memory for the result."""
+    return logits.new_empty(logits.shape)
+
+
+def _keep(
+    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: list[Any]
+) -> None:
+    logits, target, arrays, ctx.names = inputs
+    ctx.words = {name: x for name, x in keyword_only_inputs.items() if name != "gives"}
+    ctx.count = len(arrays)
+    ctx.save_for_backward(logits, target, *arrays, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, upstream: list[torch.Tensor | None]) -> tuple[Any, ...]:
+    logits, target, *others = ctx.saved_tensors
+    arrays, kept, by_loss = others[: ctx.count], others[ctx.count :], upstream[0]
+    grad = None
+    if by_loss is not None:
+        kept = [*kept, by_loss]
+        grad = _gradient(logits, target, arrays, ctx.names, kept, **ctx.words)
+    return grad, None, [None] * ctx.count, None
+
+
+_loss.register_autograd(_backward, setup_context=_keep)
