@@ -220,15 +220,23 @@ template <class R> struct Found {
   }
 };
 
+// Where a row is along both axes, the inner one of a certain length.
+struct Place {
+  i64 outer, inner;
+
+  DEVICE Place(i64 row, i64 length) {
+    if ((row | length) >> 32) outer = row / length;
+    else outer = (u32)row / (u32)length;  // in a fifth of the time
+    inner = row - outer * length;
+  }
+};
+
 template <class S> struct Rows {
   S* first;
-  i64 inner, outer_step, inner_step, class_step;
+  i64 outer_step, inner_step, class_step;
 
-  DEVICE S* operator[](i64 row) const {
-    i64 outer;
-    if ((row | inner) >> 32) outer = row / inner;
-    else outer = (u32)row / (u32)inner;  // in a fifth of the time
-    return first + outer * outer_step + (row - outer * inner) * inner_step;
+  DEVICE S* operator[](Place place) const {
+    return first + place.outer * outer_step + place.inner * inner_step;
   }
 };
 
@@ -332,16 +340,16 @@ template <class S> struct Ends {
     S entries[sizeof(S) == 2 ? 2 : 1];
     for (S& x : entries) x = impossible_entry<S>();
     entries[0] = entry;
-    seen.take(entries, [=](int k) { return k == 0 && j < end ? j : NOWHERE; });
+    seen.take(entries, [&](int k) { return k == 0 && j < end ? j : NOWHERE; });
   }
 };
 
 template <class S, class R>
-DEVICE void wide_stats(Rows<const S> rows, i64, i64 classes, R scale, Numbers<R> weight,
+DEVICE void wide_stats(Rows<const S> rows, i64 inner, i64, i64 classes, R scale, Numbers<R> weight,
                        Found<R> found) {
   constexpr int N = 16 / sizeof(S);
   const i64 row = blockIdx.x, step = rows.class_step, thread = threadIdx.x, threads = blockDim.x;
-  const S* z = rows[row];
+  const S* z = rows[Place(row, inner)];
   const i64 index = thread == 0 ? found.index[row] : 0;
   Seen<S, R, true> seen(scale, weight, found.even != nullptr, found.place != nullptr);
   if (step == 1) {
@@ -358,11 +366,11 @@ DEVICE void wide_stats(Rows<const S> rows, i64, i64 classes, R scale, Numbers<R>
 }
 
 template <class S, class R>
-DEVICE void lane_stats(Rows<const S> rows, i64 count, i64 classes, R scale, Numbers<R> weight,
-                       Found<R> found) {
+DEVICE void lane_stats(Rows<const S> rows, i64 inner, i64 count, i64 classes, R scale,
+                       Numbers<R> weight, Found<R> found) {
   const i64 row = (i64)blockIdx.x * blockDim.x + threadIdx.x, step = rows.class_step;
   if (row >= count) return;
-  const S* z = rows[row];
+  const S* z = rows[Place(row, inner)];
   Seen<S, R, false> seen(scale, weight, found.even != nullptr, found.place != nullptr);
   take_apart<8>(seen, z, step, 0, classes, 1);
   found.put(row, widen(z[found.index[row] * step]), scale, seen.finish());
@@ -424,24 +432,18 @@ DEVICE void write_ends(const Slope<R>& slope, const S* z, S* to, i64 head, i64 t
   write_apart(slope, z, 1, to, 1, tail + threadIdx.x, classes, blockDim.x);
 }
 
-// Write up to FLIGHT vectors of a row, `begin` being a class whose memory is aligned in both; those
-// of the logits may have been kept. The entry at the index is put right by the thread that wrote its
-// vector: it alone need be asked about.
-template <class S, class R>
-DEVICE void write_vectors(const Slope<R>& slope, const S* z, S* to, i64 begin, u32 start, u32 count,
-                          const Vector* kept = nullptr) {
+// Write the gradients of vectors of a row, `count` of which begin with a class whose memory is aligned:
+// the start-th, and those that are each a stride further. The entry at the index is put right by the
+// thread that wrote its vector: it alone need be asked about.
+template <int M, class S, class R>
+DEVICE void write_these(const Slope<R>& slope, Vector (&v)[M], S* to, i64 begin, u32 start, u32 stride,
+                        u32 count) {
   typedef typename Compared<S>::type Few;
   constexpr int N = 16 / sizeof(S), SIDES = sizeof(Few) / sizeof(S);
   const unsigned long long of_index = (slope.index - begin) / (unsigned long long)N;
-  Vector v[FLIGHT];
 #pragma unroll
-  for (int u = 0; u < FLIGHT; u++) {
-    const u32 i = start + u * blockDim.x;
-    if (i < count) v[u] = kept ? kept[i] : load((const Vector*)(z + begin) + i);
-  }
-#pragma unroll
-  for (int u = 0; u < FLIGHT; u++) {
-    const u32 i = start + u * blockDim.x;
+  for (int u = 0; u < M; u++) {
+    const u32 i = start + u * stride;
     if (i >= count) break;
     Few z[N / SIDES];
     S grad[N];
@@ -455,14 +457,28 @@ DEVICE void write_vectors(const Slope<R>& slope, const S* z, S* to, i64 begin, u
   }
 }
 
+// Write up to FLIGHT vectors of a thread.
+template <class S, class R>
+DEVICE void write_vectors(const Slope<R>& slope, const S* z, S* to, i64 begin, u32 start, u32 count) {
+  const Vector* from = (const Vector*)(z + begin);
+  const u32 threads = blockDim.x;
+  Vector v[FLIGHT];
+#pragma unroll
+  for (int u = 0; u < FLIGHT; u++)
+    if (start + u * threads < count) v[u] = load(from + (start + u * threads));
+  write_these(slope, v, to, begin, start, threads, count);
+}
+
 // A row's classes are shared by as many blocks, of FLIGHT vectors a thread, as the grid has.
 template <class S, class R>
-DEVICE void wide_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, Slopes<R> slopes) {
+DEVICE void wide_grad(Rows<const S> from, Rows<S> into, i64 inner, i64 count, i64 classes,
+                      Slopes<R> slopes) {
   constexpr int N = 16 / sizeof(S);
   const i64 tiles = gridDim.x / count, tile = blockIdx.x % tiles;
   const i64 row = blockIdx.x / tiles, thread = threadIdx.x, threads = blockDim.x;
-  const S* z = from[row];
-  S* to = into[row];
+  const Place place(row, inner);
+  const S* z = from[place];
+  S* to = into[place];
   const Slope<R> slope = slopes[row];
   const i64 head = ragged(z, classes), vectors = (classes - head) / N, tail = head + vectors * N;
   const bool adjacent = from.class_step == 1 && into.class_step == 1;
@@ -477,10 +493,12 @@ DEVICE void wide_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, 
 }
 
 template <class S, class R>
-DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, Slopes<R> slopes) {
+DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 inner, i64 count, i64 classes,
+                      Slopes<R> slopes) {
   const i64 row = (i64)blockIdx.x * blockDim.x + threadIdx.x;
   if (row >= count) return;
-  write_apart(slopes[row], from[row], from.class_step, into[row], into.class_step, 0, classes, 1);
+  const Place place(row, inner);
+  write_apart(slopes[row], from[place], from.class_step, into[place], into.class_step, 0, classes, 1);
 }
 
 // --- the kernels, each compiled when it is asked for
@@ -497,9 +515,9 @@ DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, 
       const S* z, i64 outer_step, i64 inner_step, i64 class_step, i64 inner, i64 count,          \
       i64 classes, double scale, double share, const R* weight, const i64* index, R* top,         \
       R* rest, R* picked, R* even, i64* place) {                                                 \
-    const Rows<const S> rows = {z, inner, outer_step, inner_step, class_step};                   \
+    const Rows<const S> rows = {z, outer_step, inner_step, class_step};                          \
     const Found<R> found = {index, top, rest, picked, even, place};                              \
-    kind##_stats(rows, count, classes, R(scale), Numbers<R>{weight, R(share)}, found);           \
+    kind##_stats(rows, inner, count, classes, R(scale), Numbers<R>{weight, R(share)}, found);    \
   }
 
 #define GRAD(kind, name, S, R)                                                                   \
@@ -508,9 +526,9 @@ DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, 
       i64 to_inner_step, i64 to_class_step, i64 inner, i64 count, i64 classes, double scale,     \
       double owed, const R* weight, const R* top, const R* pull, const R* even,                  \
       const i64* index, const R* chosen, const bool* kept) {                                     \
-    const Rows<const S> from = {z, inner, outer_step, inner_step, class_step};                   \
-    const Rows<S> into = {to, inner, to_outer_step, to_inner_step, to_class_step};               \
+    const Rows<const S> from = {z, outer_step, inner_step, class_step};                          \
+    const Rows<S> into = {to, to_outer_step, to_inner_step, to_class_step};                      \
     const Slopes<R> slopes = {R(scale), {weight, R(1)}, {even, R(owed)}, top, pull, index,       \
                               chosen, kept};                                                     \
-    kind##_grad(from, into, count, classes, slopes);                                             \
+    kind##_grad(from, into, inner, count, classes, slopes);                                      \
   }
