@@ -59,19 +59,19 @@ template <class R> struct Known {
   }
 };
 
-// What a thread knows of the entries of a row that it has seen. It holds the greatest of them apart,
-// or of half ones, which are compared in pairs, the greatest of either side: of that and the next
-// entry the lesser joins the others, so that each costs one exponential.
+// What a thread knows of the entries of a row that it has seen. It holds the greatest one apart, or
+// of half ones, which are compared in pairs, the greatest of either side: of that and the next entry
+// the lesser joins the others, so that each costs one exponential.
 //
-// Those are of s·(z - base). The base is one for a team, and is near to the greatest of what they are
-// of: so the exponentials that matter are of numbers near 0, and need no more digits than the
-// instruction has, however far above the top may be. That the base has fallen behind is told by a
-// sum that is too great. It seldom moves: whenever it does, their sum is multiplied, and loses a
-// little.
+// Those are of s·(z - base). The base is one for a team, and follows the greatest entry that has joined
+// at a distance: so the exponentials that matter are of numbers near 0, and precise enough as the
+// processor makes them, however far above the top may be. That the base has fallen behind is seen in
+// a sum of them. It seldom moves: whenever it does, what was summed is multiplied, and loses a little.
 template <class S, class R, bool TOGETHER> struct Seen {
   typedef Team<TOGETHER> Us;
   typedef typename Compared<S>::type Few;
   enum { SIDES = sizeof(Few) / sizeof(S) };
+  enum { TOO_GREAT = 4096 };  // as a sum: up to it no entry is 8.4 above the base, then one is 5
 
   const R scale;
   const Numbers<R> weight;
@@ -102,7 +102,7 @@ template <class S, class R, bool TOGETHER> struct Seen {
       top = greater(top, z[k]);
     }
     R sum = exponentials(low);
-    if (Us::any(sum > 4096)) {
+    if (Us::any(sum > TOO_GREAT)) {
       move(Us::all(greatest_of(low), Greatest()));
       sum = exponentials(low);
     }
@@ -150,8 +150,8 @@ template <class S, class R, bool TOGETHER> struct Seen {
     if (first >= 0) place = Least()(place, number(first));
   }
 
-  // Sums of differences must not cancel: the mark follows the team's top. No share of a class that is
-  // impossible costs nothing: 0·-inf is 0.
+  // Sums of differences must not cancel: the mark follows the team's top. No share of a class that
+  // is impossible costs nothing: 0·-inf is 0.
   template <int N, class Number> DEVICE void sink(const Few (&z)[N], const Number& number) {
     const R high = greatest_of(z);
     if (Us::any(high > mark)) move_mark(Us::all(high, Greatest()));
@@ -287,12 +287,12 @@ DEVICE void take_apart(Seen<S, R, TOGETHER>& seen, const S* z, i64 class_step, i
 // How many vectors of a thread are on their way at once.
 enum { FLIGHT = 4 };
 
-// Take vectors of a row, `count` of which begin with a class: the start-th, and those that are each a
-// stride further. Vectors beyond those are of -inf. Plain losses take them all at once, which costs others
-// too many registers.
+// Take vectors of the `count` of a row that begin with a class: the start-th, and those that are each
+// a stride further; beyond the last they are of -inf. Plain losses take two at once, for which others
+// lack registers.
 template <int M, class S, class R>
-DEVICE void take_these(Seen<S, R, true>& seen, const Vector (&v)[M], i64 begin, u32 start, u32 stride,
-                       u32 count) {
+DEVICE void take_these(Seen<S, R, true>& seen, const Vector (&v)[M], i64 begin, u32 start,
+                       u32 stride, u32 count) {
   constexpr int N = 16 / sizeof(S), AT_ONCE = PLAIN ? 2 : 1;
 #pragma unroll
   for (int u = 0; u < M; u += AT_ONCE) {
@@ -315,16 +315,21 @@ DEVICE void take_vectors(Seen<S, R, true>& seen, const S* z, i64 begin, u32 coun
   const Vector* from = (const Vector*)(z + begin);
   for (u32 start = threadIdx.x; start - before < count; start += FLIGHT * threads) {
     Vector v[FLIGHT];
+    if (start - before + (FLIGHT - 1) * threads + 31 < count) {  // all of this warp
 #pragma unroll
-    for (int u = 0; u < FLIGHT; u++) {
-      const u32 i = start + u * threads;
-      v[u] = i < count ? load(from + i) : impossible(S());
+      for (int u = 0; u < FLIGHT; u++) v[u] = load(from + (start + u * threads));
+    } else {
+#pragma unroll
+      for (int u = 0; u < FLIGHT; u++) {
+        const u32 i = start + u * threads;
+        v[u] = i < count ? load(from + i) : impossible(S());
+      }
     }
     take_these(seen, v, begin, start, threads, count);
   }
 }
 
-// What lies before the vectors of a row and after them, fewer classes than two vectors have: one for
+// What lies before the vectors of a row and after them: fewer classes than two vectors have, one for
 // each thread of a warp.
 template <class S> struct Ends {
   i64 first, end;
@@ -432,12 +437,12 @@ DEVICE void write_ends(const Slope<R>& slope, const S* z, S* to, i64 head, i64 t
   write_apart(slope, z, 1, to, 1, tail + threadIdx.x, classes, blockDim.x);
 }
 
-// Write the gradients of vectors of a row, `count` of which begin with a class whose memory is aligned:
-// the start-th, and those that are each a stride further. The entry at the index is put right by the
-// thread that wrote its vector: it alone need be asked about.
+// Write the gradients of vectors of logits, of the `count` that begin with a class whose memory is
+// aligned: the start-th, and those that are each a stride further. The entry at the index is put right
+// by the thread that wrote its vector, so that not each need be asked about.
 template <int M, class S, class R>
-DEVICE void write_these(const Slope<R>& slope, Vector (&v)[M], S* to, i64 begin, u32 start, u32 stride,
-                        u32 count) {
+DEVICE void write_these(const Slope<R>& slope, Vector (&v)[M], S* to, i64 begin, u32 start,
+                        u32 stride, u32 count) {
   typedef typename Compared<S>::type Few;
   constexpr int N = 16 / sizeof(S), SIDES = sizeof(Few) / sizeof(S);
   const unsigned long long of_index = (slope.index - begin) / (unsigned long long)N;
@@ -459,7 +464,8 @@ DEVICE void write_these(const Slope<R>& slope, Vector (&v)[M], S* to, i64 begin,
 
 // Write up to FLIGHT vectors of a thread.
 template <class S, class R>
-DEVICE void write_vectors(const Slope<R>& slope, const S* z, S* to, i64 begin, u32 start, u32 count) {
+DEVICE void write_vectors(const Slope<R>& slope, const S* z, S* to, i64 begin, u32 start,
+                          u32 count) {
   const Vector* from = (const Vector*)(z + begin);
   const u32 threads = blockDim.x;
   Vector v[FLIGHT];
@@ -498,7 +504,9 @@ DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 inner, i64 count, i6
   const i64 row = (i64)blockIdx.x * blockDim.x + threadIdx.x;
   if (row >= count) return;
   const Place place(row, inner);
-  write_apart(slopes[row], from[place], from.class_step, into[place], into.class_step, 0, classes, 1);
+  const S* z = from[place];
+  S* to = into[place];
+  write_apart(slopes[row], z, from.class_step, to, into.class_step, 0, classes, 1);
 }
 
 // --- the kernels, each compiled when it is asked for
