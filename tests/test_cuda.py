@@ -335,12 +335,12 @@ def test_the_promise(on_gpu, classes, offset, dtype):
 
 
 @pytest.mark.parametrize("classes", [2, 10, 1000, 50_257])
-@pytest.mark.parametrize("offset", test_accuracy.OFFSETS)
-@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16])
+@pytest.mark.parametrize(
+    ("dtype", "offset"),
+    [*itertools.product([np.float16, BFLOAT16], [0.0, 100.0, 1e4]), (BFLOAT16, 1e8)],
+)
 def test_the_promise_for_half_logits(on_gpu, classes, offset, dtype):
     """Their losses in float32 have the precision of float32."""
-    if offset > 65_000 and dtype is np.float16:
-        pytest.skip("float16 has no such logits")
     z, target = test_accuracy.rows(classes, offset, dtype)
     losses, _ = xent_array.cross_entropy_and_grad(
         z.astype(dtype), target, reduction="none", dtype="float32"

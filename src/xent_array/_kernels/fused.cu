@@ -57,6 +57,15 @@ DEVICE void take_batch(Seen<S, R, true>& seen, const Vector* from, i64 begin, u3
   take_these(seen, v, begin, start, SHARERS, count);
 }
 
+// Write the gradients of this thread's part of `count` vectors that were kept.
+template <class S, class R>
+DEVICE void write_kept(const Slope<R>& slope, const Vector* from, S* to, i64 begin, u32 count) {
+  for (u32 i = threadIdx.x; i < count; i += SHARERS) {
+    Vector v[1] = {from[i]};
+    write_these(slope, v, to, begin, i, SHARERS, count);
+  }
+}
+
 // K blocks share a row. Its vectors are parted among them; the first takes what is beside those.
 template <int K, int COPIES, class S, class R, class Steps>
 DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
@@ -65,10 +74,11 @@ DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
   __shared__ Part totals[Steps::TOTALS + 1];
   const i64 row = blockIdx.x / K, classes = call.classes;
   const u32 rank = blockIdx.x % K, thread = threadIdx.x;
-  const Rows<const S> from = {call.z, call.inner, call.z_outer_step, call.z_inner_step, 1};
-  const Rows<S> into = {call.to, call.inner, call.to_outer_step, call.to_inner_step, 1};
-  const S* z = from[row];
-  S* to = into[row];
+  const Rows<const S> from = {call.z, call.z_outer_step, call.z_inner_step, 1};
+  const Rows<S> into = {call.to, call.to_outer_step, call.to_inner_step, 1};
+  const Place place(row, call.inner);
+  const S* z = from[place];
+  S* to = into[place];
   const R scale = R(call.scale);
   const i64 head = ragged(z, classes);
   const u32 vectors = (classes - head) / N, part = (vectors + K - 1) / K, first = rank * part;
@@ -108,8 +118,7 @@ DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
   cluster_barrier<K>();
   const Slope<R> slope = shared.slope;
   if (head == ragged(to, classes)) {
-    for (u32 i = thread; i < count; i += FLIGHT * blockDim.x)
-      write_vectors(slope, z, to, begin, i, count, mine);
+    write_kept(slope, mine, to, begin, count);
   } else {
     write_apart(slope, z, 1, to, 1, begin + thread, begin + (i64)count * N, blockDim.x);
   }

@@ -59,19 +59,19 @@ template <class R> struct Known {
   }
 };
 
-// What a thread knows of the entries of a row that it has seen. It holds the greatest of them apart,
-// or of half ones, which are compared in pairs, the greatest of either side: of that and the next
-// entry the lesser joins the others, so that each costs one exponential.
+// What a thread knows of the entries of a row that it has seen. It holds the greatest one apart, or
+// of half ones, which are compared in pairs, the greatest of either side: of that and the next entry
+// the lesser joins the others, so that each costs one exponential.
 //
-// Those are of s·(z - base). The base is one for a team, and is near to the greatest of what they are
-// of: so the exponentials that matter are of numbers near 0, and need no more digits than the
-// instruction has, however far above the top may be. That the base has fallen behind is told by a
-// sum that is too great. It seldom moves: whenever it does, their sum is multiplied, and loses a
-// little.
+// Those are of s·(z - base). The base is one for a team, and follows the greatest entry that has joined
+// at a distance: so the exponentials that matter are of numbers near 0, and precise enough as the
+// processor makes them, however far above the top may be. That the base has fallen behind is seen in
+// a sum of them. It seldom moves: whenever it does, what was summed is multiplied, and loses a little.
 template <class S, class R, bool TOGETHER> struct Seen {
   typedef Team<TOGETHER> Us;
   typedef typename Compared<S>::type Few;
   enum { SIDES = sizeof(Few) / sizeof(S) };
+  enum { TOO_GREAT = 4096 };  // as a sum: up to it no entry is 8.4 above the base, then one is 5
 
   const R scale;
   const Numbers<R> weight;
@@ -102,7 +102,7 @@ template <class S, class R, bool TOGETHER> struct Seen {
       top = greater(top, z[k]);
     }
     R sum = exponentials(low);
-    if (Us::any(sum > 4096)) {
+    if (Us::any(sum > TOO_GREAT)) {
       move(Us::all(greatest_of(low), Greatest()));
       sum = exponentials(low);
     }
@@ -150,8 +150,8 @@ template <class S, class R, bool TOGETHER> struct Seen {
     if (first >= 0) place = Least()(place, number(first));
   }
 
-  // Sums of differences must not cancel: the mark follows the team's top. No share of a class that is
-  // impossible costs nothing: 0·-inf is 0.
+  // Sums of differences must not cancel: the mark follows the team's top. No share of a class that
+  // is impossible costs nothing: 0·-inf is 0.
   template <int N, class Number> DEVICE void sink(const Few (&z)[N], const Number& number) {
     const R high = greatest_of(z);
     if (Us::any(high > mark)) move_mark(Us::all(high, Greatest()));
@@ -219,15 +219,23 @@ template <class R> struct Found {
   }
 };
 
+// Where a row is along both axes, the inner one of a certain length.
+struct Place {
+  i64 outer, inner;
+
+  DEVICE Place(i64 row, i64 length) {
+    if ((row | length) >> 32) outer = row / length;
+    else outer = (u32)row / (u32)length;  // in a fifth of the time
+    inner = row - outer * length;
+  }
+};
+
 template <class S> struct Rows {
   S* first;
-  i64 inner, outer_step, inner_step, class_step;
+  i64 outer_step, inner_step, class_step;
 
-  DEVICE S* operator[](i64 row) const {
-    i64 outer;
-    if ((row | inner) >> 32) outer = row / inner;
-    else outer = (u32)row / (u32)inner;  // in a fifth of the time
-    return first + outer * outer_step + (row - outer * inner) * inner_step;
+  DEVICE S* operator[](Place place) const {
+    return first + place.outer * outer_step + place.inner * inner_step;
   }
 };
 
@@ -278,12 +286,12 @@ DEVICE void take_apart(Seen<S, R, TOGETHER>& seen, const S* z, i64 class_step, i
 // How many vectors of a thread are on their way at once.
 enum { FLIGHT = 4 };
 
-// Take vectors of a row, `count` of which begin with a class: the start-th, and those that are each a
-// stride further. Vectors beyond those are of -inf. Plain losses take them all at once, which costs others
-// too many registers.
+// Take vectors of the `count` of a row that begin with a class: the start-th, and those that are each
+// a stride further; beyond the last they are of -inf. Plain losses take two at once, for which others
+// lack registers.
 template <int M, class S, class R>
-DEVICE void take_these(Seen<S, R, true>& seen, const Vector (&v)[M], i64 begin, u32 start, u32 stride,
-                       u32 count) {
+DEVICE void take_these(Seen<S, R, true>& seen, const Vector (&v)[M], i64 begin, u32 start,
+                       u32 stride, u32 count) {
   constexpr int N = 16 / sizeof(S), AT_ONCE = PLAIN ? 2 : 1;
 #pragma unroll
   for (int u = 0; u < M; u += AT_ONCE) {
@@ -307,17 +315,22 @@ DEVICE void take_vectors(Seen<S, R, true>& seen, const S* z, i64 begin, u32 coun
   const Vector* from = (const Vector*)(z + begin);
   for (u32 start = threadIdx.x; start - before < count; start += FLIGHT * threads) {
     Vector v[FLIGHT];
+    if (start - before + (FLIGHT - 1) * threads + 31 < count) {  // all of this warp
 #pragma unroll
-    for (int u = 0; u < FLIGHT; u++) {
-      const u32 i = start + u * threads;
-      v[u] = i < count ? load(from + i) : impossible(S());
+      for (int u = 0; u < FLIGHT; u++) v[u] = load(from + (start + u * threads));
+    } else {
+#pragma unroll
+      for (int u = 0; u < FLIGHT; u++) {
+        const u32 i = start + u * threads;
+        v[u] = i < count ? load(from + i) : impossible(S());
+      }
     }
     if (start == threadIdx.x) meanwhile();
     take_these(seen, v, begin, start, threads, count);
   }
 }
 
-// What lies before the vectors of a row and after them, fewer classes than two vectors have: one for
+// What lies before the vectors of a row and after them: fewer classes than two vectors have, one for
 // each thread of a warp.
 template <class S> struct Ends {
   i64 first, end;
@@ -333,21 +346,49 @@ template <class S> struct Ends {
     S entries[sizeof(S) == 2 ? 2 : 1];
     for (S& x : entries) x = impossible_entry<S>();
     entries[0] = entry;
-    seen.take(entries, [=](int k) { return k == 0 && j < end ? j : NOWHERE; });
+    seen.take(entries, [&](int k) { return k == 0 && j < end ? j : NOWHERE; });
   }
 };
 
-template <class S, class R, class Steps>
-DEVICE void wide_stats(Rows<const S> rows, i64, i64 classes, R scale, Numbers<R> weight,
-                       Found<R> found, const Steps& steps) {
+// What a look at rows is given, and what finds a row's index, by a method of a struct.
+template <class S, class R, class Steps> struct Stats {
+  const S* z;
+  i64 outer_step, inner_step, class_step, inner, count, classes;
+  double scale, share;
+  const R* weight;
+  R *top, *rest, *picked, *even;
+  i64* place;
+  Steps steps;
+
+  DEVICE const S* row(i64 number) const {
+    const Rows<const S> rows = {z, outer_step, inner_step, class_step};
+    return rows[Place(number, inner)];
+  }
+
+  template <bool TOGETHER> DEVICE Seen<S, R, TOGETHER> nothing_seen() const {
+    return {R(scale), {weight, R(share)}, even != nullptr, place != nullptr};
+  }
+
+  DEVICE Found<R> found() const { return {top, rest, picked, even, place}; }
+};
+
+// Of indices that are given; others are found by steps as in columns.cu.
+struct Indices {
+  const i64* index;
+
+  DEVICE i64 index_of(i64 row) const { return index[row]; }
+};
+
+template <class S, class R, class Steps> DEVICE void wide_stats(const Stats<S, R, Steps>& call) {
   constexpr int N = 16 / sizeof(S);
-  const i64 row = blockIdx.x, step = rows.class_step, thread = threadIdx.x, threads = blockDim.x;
-  const S* z = rows[row];
+  const i64 row = blockIdx.x, step = call.class_step, classes = call.classes;
+  const i64 thread = threadIdx.x, threads = blockDim.x;
+  const S* z = call.row(row);
   __shared__ i64 index;  // one thread's alone; here it takes no register meanwhile
   const auto look_up = [&] {
-    if (thread == 0) index = steps.index_of(row);
+    if (thread == 0) index = call.steps.index_of(row);
   };
-  Seen<S, R, true> seen(scale, weight, found.even != nullptr, found.place != nullptr);
+  Seen<S, R, true> seen = call.template nothing_seen<true>();
   if (step == 1) {
     const i64 head = ragged(z, classes), vectors = (classes - head) / N;
     const Ends<S> ends(z, head, head + vectors * N, classes);
@@ -359,19 +400,18 @@ DEVICE void wide_stats(Rows<const S> rows, i64, i64 classes, R scale, Numbers<R>
     take_apart<N>(seen, z, step, thread, classes, threads);
   }
   const R at_index = thread == 0 ? R(widen(z[index * step])) : R(0);
-  const Known<R> known = of_block(seen.finish(), scale);
-  if (thread == 0) found.put(row, at_index, scale, known);
+  const Known<R> known = of_block(seen.finish(), R(call.scale));
+  if (thread == 0) call.found().put(row, at_index, R(call.scale), known);
 }
 
-template <class S, class R, class Steps>
-DEVICE void lane_stats(Rows<const S> rows, i64 count, i64 classes, R scale, Numbers<R> weight,
-                       Found<R> found, const Steps& steps) {
-  const i64 row = (i64)blockIdx.x * blockDim.x + threadIdx.x, step = rows.class_step;
-  if (row >= count) return;
-  const S* z = rows[row];
-  Seen<S, R, false> seen(scale, weight, found.even != nullptr, found.place != nullptr);
-  take_apart<8>(seen, z, step, 0, classes, 1);
-  found.put(row, widen(z[steps.index_of(row) * step]), scale, seen.finish());
+template <class S, class R, class Steps> DEVICE void lane_stats(const Stats<S, R, Steps>& call) {
+  const i64 row = (i64)blockIdx.x * blockDim.x + threadIdx.x, step = call.class_step;
+  if (row >= call.count) return;
+  const S* z = call.row(row);
+  Seen<S, R, false> seen = call.template nothing_seen<false>();
+  take_apart<8>(seen, z, step, 0, call.classes, 1);
+  const R at_index = widen(z[call.steps.index_of(row) * step]);
+  call.found().put(row, at_index, R(call.scale), seen.finish());
 }
 
 // --- gradients
@@ -430,24 +470,18 @@ DEVICE void write_ends(const Slope<R>& slope, const S* z, S* to, i64 head, i64 t
   write_apart(slope, z, 1, to, 1, tail + threadIdx.x, classes, blockDim.x);
 }
 
-// Write up to FLIGHT vectors of a row, `begin` being a class whose memory is aligned in both; those
-// of the logits may have been kept. The entry at the index is put right by the thread that wrote its
-// vector: it alone need be asked about.
-template <class S, class R>
-DEVICE void write_vectors(const Slope<R>& slope, const S* z, S* to, i64 begin, u32 start, u32 count,
-                          const Vector* kept = nullptr) {
+// Write the gradients of vectors of logits, of the `count` that begin with a class whose memory is
+// aligned: the start-th, and those that are each a stride further. The entry at the index is put right
+// by the thread that wrote its vector, so that not each need be asked about.
+template <int M, class S, class R>
+DEVICE void write_these(const Slope<R>& slope, Vector (&v)[M], S* to, i64 begin, u32 start,
+                        u32 stride, u32 count) {
   typedef typename Compared<S>::type Few;
   constexpr int N = 16 / sizeof(S), SIDES = sizeof(Few) / sizeof(S);
   const unsigned long long of_index = (slope.index - begin) / (unsigned long long)N;
-  Vector v[FLIGHT];
 #pragma unroll
-  for (int u = 0; u < FLIGHT; u++) {
-    const u32 i = start + u * blockDim.x;
-    if (i < count) v[u] = kept ? kept[i] : load((const Vector*)(z + begin) + i);
-  }
-#pragma unroll
-  for (int u = 0; u < FLIGHT; u++) {
-    const u32 i = start + u * blockDim.x;
+  for (int u = 0; u < M; u++) {
+    const u32 i = start + u * stride;
     if (i >= count) break;
     Few z[N / SIDES];
     S grad[N];
@@ -461,14 +495,29 @@ DEVICE void write_vectors(const Slope<R>& slope, const S* z, S* to, i64 begin, u
   }
 }
 
+// Write up to FLIGHT vectors of a thread.
+template <class S, class R>
+DEVICE void write_vectors(const Slope<R>& slope, const S* z, S* to, i64 begin, u32 start,
+                          u32 count) {
+  const Vector* from = (const Vector*)(z + begin);
+  const u32 threads = blockDim.x;
+  Vector v[FLIGHT];
+#pragma unroll
+  for (int u = 0; u < FLIGHT; u++)
+    if (start + u * threads < count) v[u] = load(from + (start + u * threads));
+  write_these(slope, v, to, begin, start, threads, count);
+}
+
 // A row's classes are shared by as many blocks, of FLIGHT vectors a thread, as the grid has.
 template <class S, class R>
-DEVICE void wide_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, Slopes<R> slopes) {
+DEVICE void wide_grad(Rows<const S> from, Rows<S> into, i64 inner, i64 count, i64 classes,
+                      Slopes<R> slopes) {
   constexpr int N = 16 / sizeof(S);
   const i64 tiles = gridDim.x / count, tile = blockIdx.x % tiles;
   const i64 row = blockIdx.x / tiles, thread = threadIdx.x, threads = blockDim.x;
-  const S* z = from[row];
-  S* to = into[row];
+  const Place place(row, inner);
+  const S* z = from[place];
+  S* to = into[place];
   const Slope<R> slope = slopes[row];
   const i64 head = ragged(z, classes), vectors = (classes - head) / N, tail = head + vectors * N;
   const bool adjacent = from.class_step == 1 && into.class_step == 1;
@@ -483,10 +532,14 @@ DEVICE void wide_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, 
 }
 
 template <class S, class R>
-DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, Slopes<R> slopes) {
+DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 inner, i64 count, i64 classes,
+                      Slopes<R> slopes) {
   const i64 row = (i64)blockIdx.x * blockDim.x + threadIdx.x;
   if (row >= count) return;
-  write_apart(slopes[row], from[row], from.class_step, into[row], into.class_step, 0, classes, 1);
+  const Place place(row, inner);
+  const S* z = from[place];
+  S* to = into[place];
+  write_apart(slopes[row], z, from.class_step, to, into.class_step, 0, classes, 1);
 }
 
 // --- the kernels, each compiled when it is asked for
@@ -498,31 +551,10 @@ DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 count, i64 classes, 
 #define ROOM(R) (sizeof(R) == 4 ? 1024 : 256)
 #endif
 
-template <class S, class R, class Steps> struct Stats {
-  const S* z;
-  i64 outer_step, inner_step, class_step, inner, count, classes;
-  double scale, share;
-  const R* weight;
-  R *top, *rest, *picked, *even;
-  i64* place;
-  Steps steps;
-};
-
-// How a row's index is found where it is given; elsewhere it is by steps as in columns.cu.
-struct Indices {
-  const i64* index;
-
-  DEVICE i64 index_of(i64 row) const { return index[row]; }
-};
-
 #define STATS(kind, name, S, R, Steps)                                                           \
   extern "C" __global__ void __launch_bounds__(128, ROOM(R) / 128) kind##_stats_##name(          \
       const PARAMETER Stats<S, R, Steps> call) {                                                 \
-    const Rows<const S> rows = {call.z, call.inner, call.outer_step, call.inner_step,            \
-                                call.class_step};                                                \
-    const Found<R> found = {call.top, call.rest, call.picked, call.even, call.place};            \
-    kind##_stats(rows, call.count, call.classes, R(call.scale),                                  \
-                 Numbers<R>{call.weight, R(call.share)}, found, call.steps);                     \
+    kind##_stats(call);                                                                          \
   }
 
 #define GRAD(kind, name, S, R)                                                                   \
@@ -531,9 +563,9 @@ struct Indices {
       i64 to_inner_step, i64 to_class_step, i64 inner, i64 count, i64 classes, double scale,     \
       double owed, const R* weight, const R* top, const R* pull, const R* even,                  \
       const i64* index, const R* chosen, const bool* kept) {                                     \
-    const Rows<const S> from = {z, inner, outer_step, inner_step, class_step};                   \
-    const Rows<S> into = {to, inner, to_outer_step, to_inner_step, to_class_step};               \
+    const Rows<const S> from = {z, outer_step, inner_step, class_step};                          \
+    const Rows<S> into = {to, to_outer_step, to_inner_step, to_class_step};                      \
     const Slopes<R> slopes = {R(scale), {weight, R(1)}, {even, R(owed)}, top, pull, index,       \
                               chosen, kept};                                                     \
-    kind##_grad(from, into, count, classes, slopes);                                             \
+    kind##_grad(from, into, inner, count, classes, slopes);                                      \
   }
