@@ -18,7 +18,7 @@ from xent_array import (
 from xent_array.__main__ import served_by
 from xent_array._backends import _torch_cuda
 from xent_array._backends.torch import Backend
-from xent_array._engines import torch as engine
+from xent_array._engines import _torch_compiled, _torch_constant
 from xent_array._kernels import cuda
 from xent_array._kernels.cuda import Kernels
 
@@ -52,7 +52,7 @@ def launches(request, monkeypatch):
         seen = memory(backend, x)
         return "device" if seen == "host" else seen
 
-    monkeypatch.setitem(engine._SMALL, "device", 1 << 17)
+    monkeypatch.setitem(_torch_constant.SMALL, "device", 1 << 17)
     monkeypatch.setattr(_torch_cuda, "holds", lambda x: True)
     monkeypatch.setattr(_torch_cuda, "device", lambda x: 0)
     monkeypatch.setattr(_torch_cuda, "current", current)
@@ -360,10 +360,20 @@ def test_backward_by_kernels_of_a_loss_that_was_torchs(launches):
 def test_no_kernel_where_values_cannot_be_seen(launches):
     meta = torch.empty(4, 100, device="meta")
     assert cross_entropy(meta, torch.empty(4, dtype=torch.int64, device="meta")).is_meta
-    compiled = torch.compile(cross_entropy, backend="eager", fullgraph=True)
-    logits, target = problem()
-    torch.testing.assert_close(compiled(logits, target), cross_entropy(logits, target))
-    assert names(launches) == [STATS]
+    assert names(launches) == []
+
+
+def test_compiled_code_calls_the_kernels(launches, monkeypatch):
+    monkeypatch.setitem(_torch_compiled.WORTH_A_CALL, "cpu", 0)
+
+    def gradient(loss):
+        logits, target = problem()
+        (grad,) = torch.autograd.grad(loss(logits, target), logits)
+        assert names(launches) == [STATS, GRAD]
+        return grad
+
+    compiled = torch.compile(cross_entropy, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(gradient(compiled), gradient(cross_entropy))
 
 
 def test_calls_alike_are_read_by_what_serves_each(launches):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import xent_array
-from xent_array._engines import torch as engine
+from xent_array._engines import _torch_constant
 
 from arrays import DEVICE
 
@@ -130,7 +130,7 @@ def test_the_rule_in_every_mode(axis, reduction):
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_backward_keeps_the_logits_and_nothing_of_their_size(reduction, monkeypatch):
     """torch's own function keeps the log-probabilities as well."""
-    monkeypatch.setattr(engine, "_SMALL", {})  # such calls keep the gradient instead
+    monkeypatch.setattr(_torch_constant, "SMALL", {})  # such calls keep the gradient instead
     logits = torch.zeros(64, 1000, device=DEVICE, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):

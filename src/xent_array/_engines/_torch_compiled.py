@@ -21,15 +21,17 @@ from xent_array._evaluate import Kept, Result
 from xent_array._rowwise import Stats
 from xent_array._wanted import IndexRows, IndexTarget, Smoothing
 
-#: Bytes of logits from which on an operator is worth its call; below, a compiler's own code is as
-#: fast, and may be one with what comes before it.
-_WORTH_A_CALL = 1 << 17
+#: Bytes of logits from which on an operator is worth its call, of a tenth of a millisecond; below,
+#: a compiler's own code is as fast, and may be one with what comes before it. A guess for GPUs.
+WORTH_A_CALL = {"cpu": 1 << 22, "cuda": 1 << 24}
 
 #: What an operator gives beside loss and statistics: what gradients need of each row, or one.
 _NOTHING, _KEPT, _GRADIENT = "nothing", "kept", "gradient"
 
-#: What a batch has beside logits and target that is a tensor, a number or nothing.
+#: What a batch has beside logits and target that is a tensor, a number or nothing; and those that
+#: change nothing.
 _VALUES = (*Arrays._fields[2:], "z_loss")
+_NEUTRAL = {"smoothing": 0.0, "logit_scale": 1.0, "z_loss": 0.0}
 
 
 def serves(batch: Batch) -> bool:
@@ -39,9 +41,10 @@ def serves(batch: Batch) -> bool:
         return False
     if isinstance(scale, torch.Tensor) or scale <= 0.0:
         return False
-    if logits.numel() * logits.itemsize < _WORTH_A_CALL:
+    device = logits.device.type
+    if device not in WORTH_A_CALL or logits.numel() * logits.itemsize < WORTH_A_CALL[device]:
         return False
-    there: bool = _are_there(logits.device.type, logits.device.index, logits.dtype)
+    there: bool = _are_there(device, logits.device.index, logits.dtype)
     return there
 
 
@@ -55,7 +58,7 @@ def _are_there(device: str, number: int | None, dtype: torch.dtype) -> bool:
         except LookupError:
             return False
         return numpy is not None and numpy.kernels(rows) is not None
-    if device != "cuda" or torch.version.cuda is None:
+    if torch.version.cuda is None:
         return False
     kernels = _kernels.for_cuda(_torch_cuda)
     return kernels is not None and kernels.reads(dtype) and kernels.why_not(number or 0) is None
@@ -82,10 +85,15 @@ def _taken_apart(batch: Batch) -> tuple[Any, ...]:
     """The tensors of a batch, and the names of all but logits and target; numbers come first."""
     given = dict(zip(_VALUES, (*arrays_of(batch)[2:], batch.z_loss), strict=True))
     tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
-    numbers = {name: x for name, x in given.items() if isinstance(x, float | int)}
+    numbers: dict[str, Any] = {name: x for name, x in given.items() if _counts(name, x)}
     arrays = [*map(in_a_tensor, numbers.values()), *tensors.values()]
     names = " ".join((*numbers, "|", *tensors))
     return batch.logits, batch.target.column, arrays, names
+
+
+def _counts(name: str, x: Any) -> bool:
+    """Whether something is a number that changes the loss."""
+    return isinstance(x, float | int) and not (name in _NEUTRAL and x == _NEUTRAL[name])
 
 
 def in_a_tensor(number: float) -> torch.Tensor:
@@ -132,7 +140,7 @@ def _together(
     """The batch that was taken apart; its options were checked."""
     backend = backend_of("logits", logits)
     numbers, tensors = (part.split() for part in names.split("|"))
-    given: dict[str, Any] = dict.fromkeys(_VALUES)
+    given: dict[str, Any] = dict.fromkeys(_VALUES) | _NEUTRAL
     given |= dict(zip((*numbers, *tensors), arrays, strict=True))
     given |= {name: given[name].item() for name in numbers}
     axis, shape = words.axis, tuple(logits.shape)

@@ -1,0 +1,265 @@
+"""torch.compile: where kernels read the rows, the loss and its gradient are operators."""
+
+import numpy as np
+import pytest
+import torch
+
+import xent_array
+from xent_array import _kernels
+from xent_array._backends import backend_of
+from xent_array._engines import _torch_compiled
+
+from arrays import DEVICE
+
+pytestmark = [
+    pytest.mark.library("torch"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),  # torch's own
+]
+
+ROWS, CLASSES = 40, 1000
+OPERATOR = "xent_array.cross_entropy.default"
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """Calls of these sizes are worth an operator, and nothing is compiled yet.
+
+    torch compiles a function for some kinds of arguments only.
+    """
+    worth = dict.fromkeys(_torch_compiled.WORTH_A_CALL, 1 << 17)
+    monkeypatch.setattr(_torch_compiled, "WORTH_A_CALL", worth)
+    torch._dynamo.reset()
+
+
+def problem(dtype=torch.float32, rows=ROWS, classes=CLASSES):
+    torch.manual_seed(0)
+    logits = torch.randn(rows, classes, device=DEVICE).to(dtype)
+    target = torch.randint(0, classes, (rows,), device=DEVICE)
+    target[3] = -100
+    return logits, target
+
+
+def are_there(dtype=torch.float32):
+    """Whether kernels read logits here."""
+    backend = backend_of("x", logits := torch.zeros(1, dtype=dtype, device=DEVICE))
+    try:
+        return backend.evaluator(logits).kernels(backend.lent(logits)) is not None
+    except (LookupError, TypeError):
+        return backend.kernels(logits) is not None
+
+
+def operators(graph):
+    return [str(node.target) for node in graph.graph.nodes if "xent_array" in str(node.target)]
+
+
+def compiled(function, seen=None, **options):
+    """The function, compiled in one graph; `seen` are the operators of each graph."""
+
+    def look(graph, _):
+        if seen is not None:
+            seen.append(operators(graph))
+        return graph
+
+    backend = "aot_eager" if seen is None else look
+    return torch.compile(function, fullgraph=True, backend=backend, **options)
+
+
+def loss_and_gradient(function, logits, target):
+    """With a factor of its own for every loss."""
+    leaf = logits.clone().requires_grad_()
+    loss = function(leaf, target)
+    upstream = torch.linspace(0.5, 2, loss.numel(), dtype=loss.dtype, device=DEVICE)
+    (grad,) = torch.autograd.grad(loss, leaf, upstream.reshape(loss.shape))
+    return loss.detach(), grad
+
+
+def given(name):
+    rng = np.random.default_rng(0)
+    return {
+        "weight": torch.tensor(rng.random(CLASSES), dtype=torch.float32, device=DEVICE),
+        "sample_weight": torch.tensor(rng.random(ROWS), dtype=torch.float32, device=DEVICE),
+        "where": torch.tensor(rng.random(ROWS) < 0.7, device=DEVICE),
+        "denominator": torch.tensor(7.0, device=DEVICE),
+        "label_smoothing": torch.tensor(0.2, device=DEVICE),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"reduction": "none"},
+        {"reduction": "sum", "label_smoothing": 0.1},
+        {"weight": ..., "label_smoothing": ...},
+        {"sample_weight": ..., "z_loss": 1e-3},
+        {"where": ..., "reduction": "none", "logit_scale": 0.5},
+        {"denominator": "rows", "weight": ...},
+        {"denominator": ..., "ignore_index": 5},
+        {"denominator": 9.0, "dtype": torch.float64},
+    ],
+)
+def test_every_option(options):
+    options = {name: given(name) if x is ... else x for name, x in options.items()}
+    logits, target = problem()
+    target[3] = options.get("ignore_index", -100)
+
+    def loss(z, t):
+        return xent_array.cross_entropy(z, t, **options)
+
+    def at_once(z, t):
+        return xent_array.cross_entropy_and_grad(z, t, return_stats=True, **options)
+
+    expected = loss_and_gradient(loss, logits, target)
+    torch.testing.assert_close(loss_and_gradient(compiled(loss), logits, target), expected)
+    found = compiled(at_once)(logits, target)
+    torch.testing.assert_close(found, at_once(logits, target), rtol=1e-5, atol=1e-6)
+    alone, stats = compiled(lambda z, t: at_once(z, t)[::2])(logits, target)
+    torch.testing.assert_close(alone, expected[0])
+    assert stats.prediction.equal(logits.argmax(1))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_every_dtype(dtype, reduction):
+    logits, target = problem(dtype)
+
+    def loss(z, t):
+        return xent_array.cross_entropy(z, t, reduction=reduction)
+
+    expected = loss_and_gradient(loss, logits, target)
+    torch.testing.assert_close(loss_and_gradient(compiled(loss), logits, target), expected)
+
+
+def test_images_and_their_transposes():
+    """The class axis is the second, in memory that is not in its order either."""
+    torch.manual_seed(0)
+    for shape in ((2, 21, 30, 40), (40, 30, 21, 2)):
+        logits = torch.randn(shape, device=DEVICE)
+        logits = logits if shape[1] == 21 else logits.permute(3, 2, 0, 1)
+        target = torch.randint(0, 21, (2, *logits.shape[2:]), device=DEVICE)
+        expected = loss_and_gradient(xent_array.cross_entropy, logits, target)
+        ours = loss_and_gradient(compiled(xent_array.cross_entropy), logits, target)
+        torch.testing.assert_close(ours, expected)
+
+
+def test_by_inductor():
+    """As users compile; what comes before the loss, and after it, is compiled too."""
+    logits, target = problem()
+
+    def loss(z, t):
+        return 2 * xent_array.cross_entropy(z.sin(), t)
+
+    expected = loss_and_gradient(loss, logits, target)
+    found = loss_and_gradient(torch.compile(loss, fullgraph=True), logits, target)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "served"),
+    [
+        ({}, True),
+        ({"rows": 20}, False),  # the compiler's own code is as fast
+        ({"softcap": 30.0}, False),
+        ({"logit_scale": -1.0}, False),
+        ({"probabilities": True}, False),
+        ({"return_stats": True}, False),  # the logsumexp has a derivative too
+        ({"requires": True}, False),
+    ],
+)
+def test_what_is_an_operator(options, served):
+    """What kernels read, where nothing but the logits is differentiated."""
+    seen, logits, target = [], *problem(rows=options.pop("rows", ROWS))
+    logits.requires_grad_()
+    if options.pop("probabilities", False):
+        target = logits.detach().softmax(1)
+    if options.pop("requires", False):
+        options["weight"] = given("weight").requires_grad_()
+    compiled(lambda z, t: xent_array.cross_entropy(z, t, **options), seen)(logits, target)
+    assert seen == [[OPERATOR] if served and are_there() else []]
+
+
+def test_a_number_that_varies_is_not_compiled_for_each_value():
+    seen, (logits, target) = [], problem()
+
+    def loss(z, t, smoothing, scale):
+        return xent_array.cross_entropy(z, t, label_smoothing=smoothing, logit_scale=scale)
+
+    call = compiled(loss, seen)
+    for number in (0.1, 0.2, 0.3, 0.4):
+        found = call(logits, target, number, 1 + number)
+        torch.testing.assert_close(found, loss(logits, target, number, 1 + number))
+    assert len(seen) <= 2
+
+
+def test_sizes_that_vary_are_not_compiled_for_each():
+    seen = []
+    call = compiled(xent_array.cross_entropy, seen, dynamic=True)
+    for rows in (40, 50, 60):
+        logits, target = problem(rows=rows)
+        expected = xent_array.cross_entropy(logits, target)
+        torch.testing.assert_close(call(logits, target), expected)
+    assert len(seen) == 1
+
+
+def test_bad_classes_make_their_rows_nan():
+    logits, target = problem()
+    target[1] = CLASSES
+    losses, grad = loss_and_gradient(
+        compiled(lambda z, t: xent_array.cross_entropy(z, t, reduction="none")), logits, target
+    )
+    assert losses.isnan().nonzero().flatten().tolist() == [1]
+    assert grad[1].isnan().all()
+    assert not grad[2:].isnan().any()
+
+
+def test_an_infinite_factor_leaves_ignored_rows_zero():
+    logits, target = problem()
+    leaf = logits.requires_grad_()
+    loss = compiled(xent_array.cross_entropy)(leaf, target)
+    (grad,) = torch.autograd.grad(loss, leaf, torch.full_like(loss, torch.inf))
+    assert (grad[3] == 0).all()
+
+
+@torch._functorch.config.patch(donated_buffer=False)  # else torch refuses
+def test_backward_again():
+    logits, target = problem()
+    leaf = logits.requires_grad_()
+    loss = compiled(xent_array.cross_entropy)(leaf, target)
+    (once,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+    (again,) = torch.autograd.grad(loss, leaf, 2 * torch.ones_like(loss))
+    torch.testing.assert_close(again, 2 * once)
+
+
+@pytest.mark.parametrize("classes", [CLASSES, 3_000_000])
+def test_kernels_that_are_gone_when_the_code_runs(classes):
+    """Array code does the same, in slabs of rows that are long."""
+    logits, target = problem(rows=4, classes=classes)
+    logits = logits.repeat(ROWS // 4, 1) if classes == CLASSES else logits
+    target = target.repeat(ROWS // 4) if classes == CLASSES else target
+    call = compiled(xent_array.cross_entropy)
+    expected = loss_and_gradient(call, logits, target)
+    with _kernels.disabled():
+        torch.testing.assert_close(loss_and_gradient(call, logits, target), expected)
+
+
+@pytest.mark.parametrize("gives", ["nothing", "kept", "gradient"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, while it checks
+def test_what_torch_expects_of_an_operator(gives):
+    logits, target = problem()
+    number = torch.zeros((), dtype=torch.float64)
+    words = {
+        "axis": 1,
+        "ignore_index": -100,
+        "reduction": "mean",
+        "on_empty": "nan",
+        "by_rows": False,
+        "return_stats": False,
+        "dtype": torch.float32,
+    }
+    arguments = (
+        logits.requires_grad_(gives == "kept"),
+        target[:, None],
+        [number + 0.1, torch.ones(CLASSES)],
+        "smoothing | weight",
+    )
+    torch.library.opcheck(_torch_compiled._loss, arguments, {"gives": gives, **words})
