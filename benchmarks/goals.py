@@ -199,6 +199,16 @@ GOALS = [
         at_least(0.9, 2.5),
     ),
     Goal(
+        f"torch.compile forward, {GIANTS}: F.cross_entropy ÷ ours, both compiled",
+        theirs_over_ours("torch.compile", COMPILED, FORWARD, LARGE, WIDE),
+        at_least(None, 1),
+    ),
+    Goal(
+        f"torch.compile forward and backward, {GIANTS}: F.cross_entropy ÷ ours, both compiled",
+        theirs_over_ours("torch.compile", COMPILED, GRADIENT, LARGE, WIDE),
+        at_least(None, 1),
+    ),
+    Goal(
         f"forward, {GIANTS}: optax on JAX, jitted ÷ ours on NumPy",
         theirs_over_ours("NumPy", OPTAX, FORWARD, LARGE, WIDE),
         at_least(None, 1.2),

@@ -68,11 +68,11 @@ def ours(library: str, engine: str) -> str:
 
 
 def both_engines(
-    library: str, forward: Prepare, gradient: Prepare, *, most: float = 1e10, compiled: bool = False
+    library: str, forward: Prepare, gradient: Prepare, *, most: float = 1e10, **more: Any
 ) -> list[Peer]:
     """xent_array on the arrays of a library: portable, and with kernels."""
     return [
-        Peer(ours(library, name), forward, gradient, most=most, compiled=compiled, engine=engine)
+        Peer(ours(library, name), forward, gradient, most=most, engine=engine, **more)
         for name, engine in zip(ENGINES, (disabled, contextlib.nullcontext), strict=True)
     ]
 

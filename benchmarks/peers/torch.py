@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.nn.functional import cross_entropy
 import xent_array
 
 from peers import COPY, READ, Call, Peer, Prepare, both_engines
-from problems import SHAPES
+from problems import SHAPES, Problem
 
 
 def tensor(array: np.ndarray) -> torch.Tensor:
@@ -49,12 +50,20 @@ def backward(loss_of: Callable[..., torch.Tensor]) -> Prepare:
     return prepare
 
 
-def compiled(prepare_with: Callable[[Any], Prepare]) -> Prepare:
-    """Have torch compile its loss for the shape at hand, all earlier ones forgotten."""
+def compiled(
+    loss_of: Callable[..., torch.Tensor], prepare_with: Callable[[Any], Prepare]
+) -> Prepare:
+    """Have torch compile a loss for the shape at hand."""
 
     def prepare(logits: np.ndarray, target: np.ndarray) -> Call:
-        torch.compiler.reset()
-        return prepare_with(torch.compile(cross_entropy, dynamic=False))(logits, target)
+        def alone(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return loss_of(logits, target)
+
+        # In code of its own: torch would take what it has compiled of that for another engine, and
+        # compiles it for so many shapes only.
+        code = alone.__code__.replace()
+        own = types.FunctionType(code, globals(), closure=alone.__closure__)
+        return prepare_with(torch.compile(own, dynamic=False))(logits, target)
 
     return prepare
 
@@ -70,14 +79,26 @@ def one_copy(logits: np.ndarray, _: np.ndarray) -> Call:
     return lambda: tensor(np.empty_like(logits)).copy_(source)
 
 
+def of_many_shapes(problem: Problem) -> bool:
+    """Whether a problem is no step of a series: compiling for each takes its time."""
+    return problem.shape in SHAPES
+
+
 PEERS = [
     *both_engines("torch", forward(xent_array.cross_entropy), backward(xent_array.cross_entropy)),
     Peer("torch: F.cross_entropy", forward(cross_entropy), backward(cross_entropy)),
     Peer(
         "torch: F.cross_entropy, compiled",
-        compiled(forward),
-        compiled(backward),
-        takes=lambda problem: problem.shape in SHAPES,
+        compiled(cross_entropy, forward),
+        compiled(cross_entropy, backward),
+        takes=of_many_shapes,
+        compiled=True,
+    ),
+    *both_engines(
+        "torch.compile",
+        compiled(xent_array.cross_entropy, forward),
+        compiled(xent_array.cross_entropy, backward),
+        takes=of_many_shapes,
         compiled=True,
     ),
     Peer(READ, one_read, most=1e10),
