@@ -216,7 +216,7 @@ class Torch(Gpu):
             yield "quack", cross_entropy
         ours = xent_array.cross_entropy
         # Two of them: torch keeps what it has compiled by the code, and would take it for both.
-        own = [lambda *arrays: ours(*arrays), lambda *arrays: ours(*arrays)]
+        own = [lambda z, t: ours(z, target=t), lambda z, t: ours(z, target=t)]
         for (name, engine), alone in zip(ENGINES, own, strict=True):
             yield name, engine(ours)
             yield f"{name}, compiled", engine(torch.compile(alone, dynamic=False))
