@@ -73,11 +73,12 @@ def gather(
         if signature is not None and (template := _templates.get(signature)) is not None:
             return _renewed(template, logits, target, options)
     batch = _gather(logits, target, options, grad_output, out)
-    if signature is not None:
-        if len(_templates) >= TEMPLATES:
-            _templates.clear()
-        _templates[signature] = _template(batch)
-    return batch
+    if signature is None:
+        return batch
+    if len(_templates) >= TEMPLATES:
+        _templates.clear()
+    template = _templates[signature] = _template(batch)
+    return _renewed(template, logits, target, options)  # as in the calls to come
 
 
 #: The places of two fields of a batch.
