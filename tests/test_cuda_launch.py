@@ -172,7 +172,8 @@ def test_cupys_arrays(monkeypatch):
 
     cupy = types.ModuleType("cupy")
     cupy.ndarray = CupysArray
-    cupy.cuda = types.SimpleNamespace(get_current_stream=stream)
+    runtime = types.SimpleNamespace(getDevice=lambda: device.id if device.depth else 0)
+    cupy.cuda = types.SimpleNamespace(get_current_stream=stream, runtime=runtime)
     cupy.empty = lambda shape, dtype: np.empty(shape, dtype).view(CupysArray)
     cupy.broadcast_to = functools.partial(np.broadcast_to, subok=1)
     cupy.ascontiguousarray = np.asanyarray

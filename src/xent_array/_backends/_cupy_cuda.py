@@ -18,9 +18,15 @@ def device(x: Array) -> int:
     return number
 
 
+def current(x: Array) -> contextlib.AbstractContextManager[int]:
+    if cp.cuda.runtime.getDevice() == x.device.id:  # mostly
+        return contextlib.nullcontext(cp.cuda.get_current_stream().ptr)
+    return _on(x.device)
+
+
 @contextlib.contextmanager
-def current(x: Array) -> Iterator[int]:
-    with x.device:
+def _on(device: Any) -> Iterator[int]:
+    with device:
         yield cp.cuda.get_current_stream().ptr
 
 
@@ -37,9 +43,8 @@ def steps(x: Array) -> tuple[int, ...]:
     return tuple(stride // x.itemsize for stride in x.strides)
 
 
-def empty(shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
-    with like.device:
-        return cp.empty(shape, dtype)  # to `empty_like` a shape of () is none
+def empty(shape: tuple[int, ...], dtype: Any, _: Array) -> Array:
+    return cp.empty(shape, dtype)  # on the current device; to `empty_like` a shape of () is none
 
 
 def scratch(size: int, like: Array) -> Array:
