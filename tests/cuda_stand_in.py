@@ -39,6 +39,8 @@ def compiled(code):
         pytest.skip("no C++ compiler is there to run the CUDA kernels on the processor")
     # Some compilers have jumps checked, which those from one fiber to another do not survive.
     own = ("-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas", f"-I{SHIM}", f"-I{SOURCES}")
+    # What is static in a template would be one thing in all libraries, were it to be seen outside.
+    own = (*own, "-fvisibility=hidden")
     flags = (compiler, "-std=c++20", "-O1", "-fPIC", *own)
     with tempfile.TemporaryDirectory() as folder:
         path, made = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")

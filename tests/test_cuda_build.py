@@ -226,6 +226,33 @@ def test_a_thread_that_has_used_no_device(driver, monkeypatch):
     assert driver[0] == driver[1]
 
 
+@pytest.mark.parametrize("shared", [0, 32 << 10, 33 << 10, 48 << 10, 64 << 10])
+def test_a_block_is_given_leave_for_much_shared_memory(driver, monkeypatch, shared):
+    """Of the kernel, on the device; and without it nothing is launched."""
+    asked = []
+
+    def allow(attribute, most, kernel, device):
+        asked.append((attribute.name, most, kernel, device))
+        return (0,)
+
+    monkeypatch.setattr(nvrtc.driver, "cuKernelSetAttribute", allow)
+    one = STATS._replace(shared=shared)
+    nvrtc.launch(2, 0, one, [])
+    attribute, kernel = "CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES", len(one.form.kernel)
+    assert asked == [(attribute, 64 << 10, kernel, 2)] * (shared > 32 << 10)
+    assert driver[-1][7] == shared
+    monkeypatch.setattr(nvrtc.driver, "cuKernelSetAttribute", lambda *_: (1,))
+    if shared > 32 << 10:
+        with pytest.raises(RuntimeError, match="wide_stats_float32 has no room for"):
+            nvrtc.launch(2, 0, one._replace(shared=shared + 16), [])
+
+
+@pytest.mark.parametrize(("device", "kept"), [(0, 0), (1, 0), (2, 1 << 16), (3, 0)])
+def test_how_much_of_a_row_a_block_keeps(driver, device, kept):
+    """Only where there are clusters of blocks."""
+    assert nvrtc.keeps(device) == kept
+
+
 def test_what_the_driver_refuses(driver, monkeypatch):
     monkeypatch.setattr(nvrtc, "_launch_kernel", lambda: lambda *args: 700)
     with pytest.raises(RuntimeError, match=r"wide_stats_float32 was not launched: .*ILLEGAL_ADDR"):

@@ -143,7 +143,7 @@ def both(z, target):
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("classes", [100, 4099, 32_000, 50_257, 128_256])
+@pytest.mark.parametrize("classes", [100, 4099, 32_000, 50_257, 98_000, 128_256, 196_000])
 @pytest.mark.parametrize("dtype", [x for x in DTYPES if x != "float64"])
 def test_one_look(real, dtype, classes, in_place):
     """So many rows are kept in shared memory between their statistics and their gradient."""

@@ -11,6 +11,6 @@ ROWS(bfloat16, bfloat16, float)
 ROWS(float16, float16, float)
 ROWS(float64, double, double)
 
-extern "C" void exponentials(const float* from, float* to, i64 count) {
+extern "C" SEEN void exponentials(const float* from, float* to, i64 count) {
   for (i64 i = 0; i < count; i++) to[i] = exponential(from[i]);
 }

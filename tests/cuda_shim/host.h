@@ -34,11 +34,12 @@ template <class T> void launch_struct(void (*kernel)(T), u32 blocks, u32 threads
   run_grid(blocks, threads, [&] { kernel(*(const T*)words); });
 }
 
+#define SEEN __attribute__((visibility("default")))
 #define RUN(kernel)                                                                    \
-  extern "C" void run_##kernel(u32 blocks, u32 threads, const Word* words) {           \
+  extern "C" SEEN void run_##kernel(u32 blocks, u32 threads, const Word* words) {           \
     launch(kernel, blocks, threads, words);                                            \
   }
 #define RUN_STRUCT(kernel)                                                             \
-  extern "C" void run_##kernel(u32 blocks, u32 threads, const void* words) {           \
+  extern "C" SEEN void run_##kernel(u32 blocks, u32 threads, const void* words) {           \
     launch_struct(kernel, blocks, threads, words);                                     \
   }

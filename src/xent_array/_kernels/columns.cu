@@ -52,7 +52,7 @@ template <int LANES, class Steps> DEVICE void columns(const Steps& steps) {
 #pragma unroll
     for (int u = 0; u < AT_ONCE; u++) steps.carry_out(row + u * stride, totals, sums);
   for (; row < steps.count; row += stride) steps.carry_out(row, totals, sums);
-  if (SUMS == 0) return;
+  if (SUMS == 0 && !Steps::CONCLUDES) return;
 #pragma unroll
   for (int k = 0; k < SUMS; k++) {
     if (Steps::REALS >> k & 1) sums[k].real = among(32, sums[k].real, Adding());
