@@ -8,10 +8,10 @@ import types
 import numpy as np
 import pytest
 
-from xent_array import _kernels
+from xent_array import _kernels, cross_entropy, cross_entropy_and_grad
 from xent_array._kernels.cuda import Kernels
 
-from cuda_stand_in import DTYPES, NumpyMemory, Recorder, compute_dtype
+from cuda_stand_in import DTYPES, NumpyMemory, Recorder, compute_dtype, on_device
 
 pytestmark = [
     pytest.mark.library("numpy"),
@@ -195,6 +195,36 @@ def test_cupys_arrays(monkeypatch):
     assert arguments[:10] == (address(z), 0, 400, 2, 3, 3, 200, 1.0, 0.0, 0)
     assert arguments[15] == address(index)
     assert device.depth == 0 < device.entered
+
+
+@pytest.mark.parametrize("rows", [20, 2048, 2049])
+@pytest.mark.parametrize(
+    ("options", "loss", "at_once"),
+    [
+        ({}, "stats columns", "columns fused columns"),
+        ({"reduction": "none"}, "stats columns", "fused columns"),
+        ({"label_smoothing": 0.1}, "stats columns", "columns fused columns"),
+        ({"weight": np.ones(100, "f4")}, "stats columns", "columns fused columns"),
+        (
+            {"weight": np.ones(100, "f4"), "label_smoothing": 0.1, "z_loss": 1e-3},
+            "columns stats columns",
+            "columns columns fused columns",
+        ),
+    ],
+)
+def test_a_call_is_few_launches(options, loss, at_once, rows):
+    """Statistics and gradient are one where they can be; more rows are added up in two steps."""
+    recorder = Recorder(keeps=1 << 16)
+    logits, target = np.zeros((rows, 100), np.float32), np.zeros(rows, np.int64)
+    more = " columns" * (rows > 2048 and options.get("reduction") != "none")
+    with on_device(NumpyMemory(), recorder):
+        for work, expected in ((cross_entropy, loss), (cross_entropy_and_grad, at_once)):
+            for _ in range(2):  # as it is noted, and again
+                work(logits, target, **options)
+                kernels = [form.kernel for *_, form, _ in recorder.launches]
+                names = [kernel.removeprefix("wide_").split("_")[0] for kernel in kernels]
+                assert " ".join(names).replace("fused1", "fused") == expected + more
+                recorder.launches.clear()
 
 
 # --- why there are none

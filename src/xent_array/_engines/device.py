@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from xent_array import _gradient
@@ -275,9 +276,12 @@ class Noted:
         place: bool,
     ) -> RowStats:
         ledger = self._ledger
+        weights: Sequence[Cell | None] = (None,)
+        if isinstance(weight, Column):
+            if weight.extent == CLASSES:
+                ledger.total(weight)  # is a part of every row's mass, and taken along here
+            weights = ledger.settle([(weight, CLASSES)])
         ledger.add_up()  # what the gradient may have to know, if it is to be one look with this
-        vectors = [(weight, CLASSES)] if isinstance(weight, Column) else []
-        weights = ledger.settle(vectors) or (None,)
         top, rest, picked = (ledger.fresh(dtype) for _ in range(3))
         even = None if weight is None else ledger.fresh(dtype)
         at = ledger.fresh("int64") if place else None

@@ -31,7 +31,7 @@ LEAST = (8, 0)
 #: blocks have room in a multiprocessor. Those before have no clusters of blocks.
 KEPT = {(9, 0): 1 << 16, (12, 0): 1 << 15}
 
-#: Shared memory that a block may have without being given leave: 48 KiB, less what its own code has.
+#: Shared memory that a block may have without being given leave: 48 KiB, less what its code has.
 _FREELY = 32 << 10
 
 _NO_CONTEXT = int(driver.CUresult.CUDA_ERROR_INVALID_CONTEXT)
