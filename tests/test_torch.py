@@ -397,6 +397,18 @@ def test_export(target):
     torch.testing.assert_close(ours, expected, rtol=1e-14, atol=0.0)
 
 
+def test_export_for_any_number_of_rows():
+    class Loss(torch.nn.Module):
+        def forward(self, logits, target):
+            return xent_array.cross_entropy(logits, target, label_smoothing=0.1)
+
+    logits, target = torch.randn(50, 100), torch.randint(0, 100, (50,))
+    rows = {0: torch.export.Dim("rows")}
+    program = torch.export.export(Loss(), (logits, target), dynamic_shapes=(rows, rows))
+    expected = xent_array.cross_entropy(logits[:40], target[:40], label_smoothing=0.1)
+    torch.testing.assert_close(program.module()(logits[:40], target[:40]), expected)
+
+
 def test_deterministic_algorithms():
     """Nothing of it is refused when only deterministic operations are allowed."""
     torch.use_deterministic_algorithms(True)

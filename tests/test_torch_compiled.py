@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import xent_array
 from xent_array import _kernels
@@ -242,24 +243,101 @@ def test_kernels_that_are_gone_when_the_code_runs(classes):
         torch.testing.assert_close(loss_and_gradient(call, logits, target), expected)
 
 
+def tangents(level):
+    """What forward mode makes of the loss, and how that is compiled."""
+    logits, target = problem()
+    along = torch.linspace(0, 1, CLASSES, device=DEVICE).expand(ROWS, CLASSES)
+
+    def tangent(z, v):
+        with level():
+            found = xent_array.cross_entropy(forward_ad.make_dual(z, v), target)
+            return forward_ad.unpack_dual(found).tangent
+
+    return compiled(tangent)(logits, along), tangent(logits, along)
+
+
+def many_vectors(loss):
+    """The gradients of all losses, at once."""
+    logits, target = problem()
+    leaf = logits.requires_grad_()
+    losses = loss(leaf, target, reduction="none")
+    vectors = torch.eye(ROWS, device=DEVICE)[:3]
+    return torch.autograd.grad(losses, leaf, vectors, is_grads_batched=True)
+
+
+def second_derivatives(loss):
+    logits, target = problem()
+    leaf = logits.requires_grad_()
+    (grad,) = torch.autograd.grad(loss(leaf, target), leaf, create_graph=True)
+    return torch.autograd.grad(grad.square().sum(), leaf)
+
+
+def test_forward_mode():
+    found, expected = tangents(forward_ad.dual_level)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("mode", [many_vectors, second_derivatives])
+def test_what_torch_derives_of_array_code(mode):
+    """Where the compiler leaves that to torch."""
+    loss = torch.compile(xent_array.cross_entropy, backend="eager", fullgraph=True)
+    torch.testing.assert_close(mode(loss), mode(xent_array.cross_entropy))
+
+
+def test_logits_in_too_many_parts_are_the_compilers():
+    """Which kernels in host memory leave to array code."""
+    logits = torch.randn(40, 50, 30, device=DEVICE)
+    target = torch.randint(0, 50, (40, 30), device=DEVICE)
+    seen = []
+    compiled(xent_array.cross_entropy, seen)(logits, target)
+    assert seen == [[OPERATOR] if logits.is_cuda and are_there() else []]
+
+
+WORDS = {
+    "axis": 1,
+    "ignore_index": -100,
+    "reduction": "mean",
+    "on_empty": "nan",
+    "by_rows": False,
+    "return_stats": False,
+}
+
+
+def laid_out(layout, dtype):
+    torch.manual_seed(0)
+    if layout == "rows":
+        return torch.randn(ROWS, CLASSES, device=DEVICE).to(dtype)
+    return torch.randn(40, 21, 2, 30, device=DEVICE).to(dtype).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("layout", ["rows", "channels last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("gives", ["nothing", "kept", "gradient"])
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, while it checks
-def test_what_torch_expects_of_an_operator(gives):
+def test_what_torch_expects_of_the_operators(gives, dtype, layout):
+    """Results are where and as large as the compiler was told, kernels or not."""
+    logits = laid_out(layout, dtype)
+    classes, rows = logits.shape[1], (logits.shape[0], *logits.shape[2:], 1)
+    target = torch.randint(0, classes, rows, device=DEVICE)
+    number = torch.tensor(0.1, dtype=torch.float64)
+    weight = torch.rand(classes, device=DEVICE)
+    words = {**WORDS, "dtype": dtype, "gives": gives, "return_stats": gives != "kept"}
+    given = (target, [number, weight], "smoothing | weight")
+    leaf = logits.clone().requires_grad_(gives == "kept")
+    torch.library.opcheck(_torch_compiled._loss, (leaf, *given), words)
+    if gives == "kept":
+        _, *kept = _torch_compiled._loss(logits, *given, **words)
+        kept.append(torch.ones((), dtype=dtype, device=DEVICE))
+        del words["gives"]
+        torch.library.opcheck(_torch_compiled._gradient, (logits, *given, kept), words)
+
+
+def test_what_divides_the_mean_lies_with_the_logits():
+    """It may be a number: of targets that ignore nothing, or given."""
     logits, target = problem()
-    number = torch.zeros((), dtype=torch.float64)
-    words = {
-        "axis": 1,
-        "ignore_index": -100,
-        "reduction": "mean",
-        "on_empty": "nan",
-        "by_rows": False,
-        "return_stats": False,
-        "dtype": torch.float32,
-    }
-    arguments = (
-        logits.requires_grad_(gives == "kept"),
-        target[:, None],
-        [number + 0.1, torch.ones(CLASSES)],
-        "smoothing | weight",
-    )
-    torch.library.opcheck(_torch_compiled._loss, arguments, {"gives": gives, **words})
+    for labels, given in ((target.clamp(0, 255).to(torch.uint8), ""), (target, "denominator |")):
+        numbers = [torch.tensor(9.0, dtype=torch.float64)] * bool(given)
+        words = {**WORDS, "dtype": torch.float32, "gives": "kept"}
+        *_, divisor = _torch_compiled._loss(logits, labels[:, None], numbers, given or "|", **words)
+        assert divisor.device == logits.device
+        assert divisor.dtype == torch.float32

@@ -66,8 +66,8 @@ class Slopes:
     """The derivatives by what the logits are made of, summed over tiles.
 
     Those of half arrays are summed in the compute dtype. What is common to all rows, such as one
-    over their number, multiplies the derivatives by the logits: but for float16, which has no room
-    for numbers as small, and where it multiplies the sums before they are rounded.
+    over their number, multiplies the derivatives by the logits. Those of float16 have no room for
+    numbers as small: there it multiplies the sums, before they are rounded.
     """
 
     def __init__(self, call: Projected, wanted: Wanted, factor: Scalar) -> None:

@@ -99,8 +99,9 @@ class Backend(Standard):
         return torch.no_grad()
 
     def branches(self, x: Array) -> bool:
-        # To look at a few values costs more than to do without.
-        return x.numel() >= _WORTH_A_LOOK and self.memory(x) == "host"
+        # To look at a few values costs more than to do without. Of what has none, the size may be
+        # unknown as well.
+        return self.memory(x) == "host" and bool(x.numel() >= _WORTH_A_LOOK)
 
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
         return NOTHING
@@ -282,10 +283,10 @@ def _is_recorded() -> bool:
 
 def _holds_no_values(x: Array) -> bool:
     """A meta or fake tensor, or one wrapped by a torch.func transform or by batched backward."""
+    return type(x) not in CONCRETE or x.is_meta or is_wrapped(x)
+
+
+def is_wrapped(x: Array) -> bool:
+    """Whether a tensor stands for many, or for another, in a transform or in batched backward."""
     functorch = torch._C._functorch
-    return (
-        type(x) not in CONCRETE
-        or x.is_meta
-        or functorch.is_functorch_wrapped_tensor(x)
-        or functorch.is_legacy_batchedtensor(x)
-    )
+    return bool(functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x))

@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
+from torch.autograd import forward_ad
 
 from xent_array import _kernels
 from xent_array._backends import _torch_cuda, backend_of
-from xent_array._backends.torch import numpy_backend, numpy_view
+from xent_array._backends.torch import is_compiled, is_wrapped, numpy_backend, numpy_view
 from xent_array._batch import Arrays, Batch, arrays_of, laid_out, with_kernels
 from xent_array._engines import _torch_constant
 from xent_array._evaluate import Kept, Result
+from xent_array._kernels import in_few_parts
 from xent_array._rowwise import Stats
 from xent_array._wanted import IndexRows, IndexTarget, Smoothing
 
@@ -35,7 +37,12 @@ _NEUTRAL = {"smoothing": 0.0, "logit_scale": 1.0, "z_loss": 0.0}
 
 
 def serves(batch: Batch) -> bool:
-    """Whether kernels will read the rows of a batch when the compiled code runs."""
+    """Whether a compiler sees a batch whose rows kernels read when its code runs.
+
+    Then they may be gone, or find memory that is not aligned; array code does the same.
+    """
+    if not is_compiled() or forward_ad._current_level >= 0:
+        return False
     logits, scale = batch.logits, batch.logit_scale
     if not isinstance(batch.target, IndexTarget) or batch.softcap is not None:
         return False
@@ -43,6 +50,8 @@ def serves(batch: Batch) -> bool:
         return False
     device = logits.device.type
     if device not in WORTH_A_CALL or logits.numel() * logits.itemsize < WORTH_A_CALL[device]:
+        return False
+    if device == "cpu" and not in_few_parts(logits.shape, batch.axis):
         return False
     there: bool = _are_there(device, logits.device.index, logits.dtype)
     return there
@@ -213,11 +222,13 @@ def _loss(
     if gives == _KEPT:
         loss, (seen, divisor) = _torch_constant.value_to_differentiate(batch)
         top, rest, _, picked = (cast("torch.Tensor", x) for x in seen)
-        divided = [torch.as_tensor(divisor, dtype=top.dtype)] * (reduction == "mean")
+        if not isinstance(divisor, torch.Tensor):
+            divisor = torch.full((), divisor, dtype=top.dtype, device=top.device)
+        divided = [divisor] * (reduction == "mean")
         return [loss, top, rest, _picked(batch, top) if picked is None else picked, *divided]
     engine = _torch_constant.value if gives == _NOTHING else _torch_constant.value_and_grad
     loss, grad, stats = engine(batch)
-    return [loss, *(stats or ()), *(() if grad is None else (grad,))]
+    return [loss, *(stats or ()), *(() if grad is None else (grad.contiguous(),))]
 
 
 @_loss.register_fake
@@ -266,7 +277,8 @@ def _gradient(
     top, rest, picked, *divided, upstream = kept
     batch = _together(logits, target, arrays, names, words, upstream=upstream)
     divisor = divided[0] if divided else 1.0
-    return _torch_constant.grad_of_kept(batch, Kept([top, rest, None, picked], divisor))
+    grad = _torch_constant.grad_of_kept(batch, Kept([top, rest, None, picked], divisor))
+    return grad.contiguous()
 
 
 @_gradient.register_fake
@@ -290,7 +302,10 @@ def _backward(ctx: Any, upstream: list[torch.Tensor | None]) -> tuple[Any, ...]:
     logits, target, *others = ctx.saved_tensors
     arrays, kept, by_loss = others[: ctx.count], others[ctx.count :], upstream[0]
     grad = None
-    if by_loss is not None:
+    if by_loss is not None and (torch.is_grad_enabled() or is_wrapped(by_loss)):
+        batch = _together(logits, target, arrays, ctx.names, _Words(**ctx.words))
+        grad = _torch_constant.derived(batch._replace(differentiable=True), by_loss)
+    elif by_loss is not None:
         kept = [*kept, by_loss]
         grad = _gradient(logits, target, arrays, ctx.names, kept, **ctx.words)
     return grad, None, [None] * ctx.count, None

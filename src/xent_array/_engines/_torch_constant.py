@@ -93,6 +93,17 @@ def grad_of_kept(batch: Batch, kept: Kept) -> torch.Tensor:
     return out
 
 
+def derived(batch: Batch, grad_loss: torch.Tensor) -> torch.Tensor:
+    """The gradient as torch derives it: to be differentiated again, or by many vectors at once."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        alias = batch.logits.view_as(batch.logits)  # the hooks of the logits run once, outside
+        loss = _evaluate.value(batch._replace(logits=alias)).loss
+        (grad,) = torch.autograd.grad(loss, alias, grad_loss, create_graph=again)
+    found: torch.Tensor = grad
+    return found
+
+
 # --- tensors as NumPy sees them
 
 

@@ -15,10 +15,11 @@ from torch.autograd import forward_ad
 
 from xent_array import _evaluate
 from xent_array._backends import Standard
-from xent_array._backends.torch import holds_values, is_compiled
+from xent_array._backends.torch import holds_values
 from xent_array._batch import Arrays, Batch, apart, together, with_kernels
 from xent_array._engines import _torch_compiled, _torch_constant, times_upstream
 from xent_array._engines._torch_constant import (
+    derived,
     grad_of_kept,
     is_small,
     value_to_differentiate,
@@ -31,14 +32,14 @@ _UNSEEN: Sequence[Any] = (None,) * 4
 
 def value(batch: Batch) -> Result:
     """Evaluate the loss with a rule for the gradient by the logits, where that is all there is."""
-    alone = batch.logits_alone and not batch.return_stats and forward_ad._current_level < 0
+    plain = forward_ad._current_level < 0 and batch.logits_alone and not batch.return_stats
     if batch.memory == "opaque":
-        if (alone or not batch.differentiable) and is_compiled() and _torch_compiled.serves(batch):
+        if (plain or not batch.differentiable) and _torch_compiled.serves(batch):
             return _torch_compiled.value(batch)
         return _evaluate.value(batch)
     if not batch.differentiable:
         return _torch_constant.value(batch)
-    if not alone:
+    if not plain:
         return _evaluate.value(batch)
     loss = _Loss.apply(batch.logits, batch)  # type: ignore[no-untyped-call]
     return Result(loss, None, None)
@@ -48,7 +49,7 @@ def value_and_grad(batch: Batch) -> Result:
     """Evaluate the loss and its derivatives by the logits, constants to torch."""
     if batch.memory != "opaque":
         return _torch_constant.value_and_grad(batch)
-    if batch.out is None and is_compiled() and _torch_compiled.serves(batch):
+    if batch.out is None and _torch_compiled.serves(batch):
         return _torch_compiled.value_and_grad(batch)
     return _evaluate.value_and_grad(batch)
 
@@ -80,14 +81,14 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[Any, ...]:
         logits, target, grad, *others = ctx.saved_tensors
-        derived = torch.is_grad_enabled() or not holds_values(grad_loss)
-        if grad is not None and not derived:
+        again = torch.is_grad_enabled() or not holds_values(grad_loss)
+        if grad is not None and not again:
             return _times_upstream(ctx.batch.backend, grad, grad_loss), None
         others += [None] * (len(_UNSEEN) + len(Arrays._fields) - 2 - len(others))
         seen, arrays = others[: len(_UNSEEN)], (logits, target, *others[len(_UNSEEN) :])
         batch = with_kernels(together(ctx.batch, Arrays(*arrays)))
-        if derived:
-            return _derived(batch, grad_loss), None
+        if again:
+            return derived(batch, grad_loss), None
         upstream = grad_loss.resolve_neg().broadcast_to(batch.shape)[..., None]
         memory = batch.backend.memory(batch.logits)  # which hooks may have put elsewhere
         batch = batch._replace(memory=memory, grad_output=upstream)
@@ -107,14 +108,3 @@ def _without_end(saved: tuple[Any, ...]) -> tuple[Any, ...]:
     while saved[end - 1] is None:
         end -= 1
     return saved[:end]
-
-
-def _derived(batch: Batch, grad_loss: torch.Tensor) -> torch.Tensor:
-    """The gradient as torch derives it: to be differentiated again, or by many vectors at once."""
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        alias = batch.logits.view_as(batch.logits)  # the hooks of the logits run once, outside
-        loss = _evaluate.value(batch._replace(logits=alias)).loss
-        (grad,) = torch.autograd.grad(loss, alias, grad_loss, create_graph=again)
-    derived: torch.Tensor = grad
-    return derived

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from xent_array._namespace import Array
@@ -127,6 +128,19 @@ def _cuda(producer: cuda.Producer) -> tuple[cuda.Kernels | None, str | None]:
     except ImportError as error:  # there are no bindings of a CUDA release beside it
         return None, f"cuda.core cannot be imported: {error}"
     return cuda.Kernels(producer, nvrtc), None
+
+
+#: Parts of an array in host memory that one stride reaches, and rows of one: more of fewer take
+#: longer to call for than array code takes for all.
+_PARTS, _PART_ROWS = 16, 64
+
+
+def in_few_parts(shape: Sequence[int], axis: int) -> bool:
+    """Whether logits in host memory, of classes along an axis, are in not too many parts."""
+    if axis < 1:
+        return True
+    rows = math.prod(shape[axis + 1 :]) if axis < len(shape) - 1 else _PART_ROWS
+    return rows >= _PART_ROWS or math.prod(shape[:axis]) <= _PARTS
 
 
 def are_disabled() -> bool:

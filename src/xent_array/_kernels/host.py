@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xent_array._kernels import RowStats, _rows
+from xent_array._kernels import RowStats, _rows, in_few_parts
 from xent_array._kernels._lanes import LANES
 from xent_array._kernels._machine import ROWS as OF_ROWS
 from xent_array._kernels.columns import CLASSES, REAL, ROWS, TRUTH, WHOLE
@@ -33,10 +33,6 @@ _ROW_BYTES = 64
 #: Bytes of logits that are looked at before their gradients are written: they lie in the second
 #: cache then, and what was left of them as well.
 _STEP_BYTES = 1 << 18
-
-#: Parts of an array that one stride reaches, and rows of one: more of fewer take longer to call for
-#: than array code takes for all.
-_PARTS, _PART_ROWS = 16, 64
 
 #: Bytes of logits from which on rows are fetched ahead; fewer lie in the second cache, it may be.
 _FAR_BYTES = 1 << 20
@@ -75,10 +71,7 @@ class Kernels(NamedTuple):
         """Whether the kernel can read an array, of classes along an axis, in not too many parts."""
         if _read_as(x.dtype) is None or not x.flags.aligned:
             return False
-        if axis < 1:
-            return True
-        rows = math.prod(x.shape[axis + 1 :]) if axis < x.ndim - 1 else _PART_ROWS
-        return rows >= _PART_ROWS or math.prod(x.shape[:axis]) <= _PARTS
+        return in_few_parts(x.shape, axis)
 
     def within(self, index: Array, length: int) -> bool:
         """Whether every index is in [0, length)."""
