@@ -5,6 +5,8 @@ No library is imported before an array of it arrives: the module of that name is
 
 from __future__ import annotations
 
+import sys
+
 from xent_array._backends._standard import Memory, Standard, dtype_name
 from xent_array._namespace import namespace_of
 
@@ -61,3 +63,18 @@ def _advice(x: object) -> str:
     if hasattr(x, "to_numpy"):  # pandas, polars, pyarrow
         return "pass x.to_numpy()"
     return "make one with your array library's asarray()"
+
+
+def _meet_torch() -> None:
+    """Have torch's tensors be known, if it is imported already.
+
+    A compiled call that met the first of them would be compiled again: torch guards what it has not
+    found in a table.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "nn"):  # all of it is there
+        for kind in (torch.Tensor, torch.nn.Parameter):
+            backend_of("logits", kind(torch.empty(0)))
+
+
+_meet_torch()
