@@ -112,7 +112,7 @@ def in_a_tensor(number: float) -> torch.Tensor:
 
 
 class _Words(NamedTuple):
-    """What a batch has that is a number or a word, and seldom another one."""
+    """What a batch has that is a number or a word, and seldom another one; see `_SCHEMA`."""
 
     axis: int
     ignore_index: int | None
@@ -199,8 +199,19 @@ def _picked(batch: Batch, top: torch.Tensor) -> torch.Tensor:
 # --- the operators; compilers keep code on disk that calls them, so who gives one other arguments
 # gives it another name
 
+#: A batch that is taken apart, as an operator is given it beside what is its own.
+_SCHEMA = (
+    "(Tensor logits, Tensor target, Tensor[] arrays, str names{}, *{}, "
+    "SymInt axis, SymInt? ignore_index, str reduction, str on_empty, bool by_rows, "
+    "bool return_stats, ScalarType dtype) -> {}"
+)
 
-@torch.library.custom_op("xent_array::cross_entropy", mutates_args=())
+
+@torch.library.custom_op(
+    "xent_array::cross_entropy",
+    mutates_args=(),
+    schema=_SCHEMA.format("", ", str gives", "Tensor[]"),
+)
 def _loss(
     logits: torch.Tensor,
     target: torch.Tensor,
@@ -208,23 +219,16 @@ def _loss(
     names: str,
     *,
     gives: str,
-    axis: int,
-    ignore_index: int | None,
-    reduction: str,
-    on_empty: str,
-    by_rows: bool,
-    return_stats: bool,
-    dtype: torch.dtype,
+    **words: Any,
 ) -> list[torch.Tensor]:
     """The loss, statistics where asked for, and what it gives beside them."""
-    words = _Words(axis, ignore_index, reduction, on_empty, by_rows, return_stats, dtype)
-    batch = _together(logits, target, arrays, names, words)
+    batch = _together(logits, target, arrays, names, _Words(**words))
     if gives == _KEPT:
         loss, (seen, divisor) = _torch_constant.value_to_differentiate(batch)
         top, rest, _, picked = (cast("torch.Tensor", x) for x in seen)
         if not isinstance(divisor, torch.Tensor):
             divisor = torch.full((), divisor, dtype=top.dtype, device=top.device)
-        divided = [divisor] * (reduction == "mean")
+        divided = [divisor] * (batch.reduction == "mean")
         return [loss, top, rest, _picked(batch, top) if picked is None else picked, *divided]
     engine = _torch_constant.value if gives == _NOTHING else _torch_constant.value_and_grad
     loss, grad, stats = engine(batch)
@@ -256,26 +260,22 @@ def _results(
     return made
 
 
-@torch.library.custom_op("xent_array::cross_entropy_backward", mutates_args=())
+@torch.library.custom_op(
+    "xent_array::cross_entropy_backward",
+    mutates_args=(),
+    schema=_SCHEMA.format(", Tensor[] kept", "", "Tensor"),
+)
 def _gradient(
     logits: torch.Tensor,
     target: torch.Tensor,
     arrays: Sequence[torch.Tensor],
     names: str,
     kept: Sequence[torch.Tensor],
-    *,
-    axis: int,
-    ignore_index: int | None,
-    reduction: str,
-    on_empty: str,
-    by_rows: bool,
-    return_stats: bool,
-    dtype: torch.dtype,
+    **words: Any,
 ) -> torch.Tensor:
     """The derivatives by the logits, of what was kept of a loss and what comes from above."""
-    words = _Words(axis, ignore_index, reduction, on_empty, by_rows, return_stats, dtype)
     top, rest, picked, *divided, upstream = kept
-    batch = _together(logits, target, arrays, names, words, upstream=upstream)
+    batch = _together(logits, target, arrays, names, _Words(**words), upstream=upstream)
     divisor = divided[0] if divided else 1.0
     grad = _torch_constant.grad_of_kept(batch, Kept([top, rest, None, picked], divisor))
     return grad.contiguous()
