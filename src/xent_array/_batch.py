@@ -78,6 +78,8 @@ def gather(
     if len(_templates) >= TEMPLATES:
         _templates.clear()
     template = _templates[signature] = _template(batch)
+    if looks_at_indices(batch.memory, options):  # which is not to be done twice
+        return batch
     return _renewed(template, logits, target, options)  # as in the calls to come
 
 

@@ -17,6 +17,7 @@ from xent_array._kernels import Kernels
 from xent_array._kernels.columns import CLASSES, ONE, ROWS, Column, Flat
 from xent_array._namespace import Array
 from xent_array._rowwise import Stats
+from xent_array._wanted import IndexTarget
 
 
 class _Words:
@@ -169,6 +170,19 @@ def evaluations(run: Callable[[Work, Batch, Kept | None, Array | None], Results]
         return out
 
     return Evaluations(value, value_and_grad, value_to_differentiate, grad_of_kept)
+
+
+def planned(work: Work, batch: Batch, find: Callable[[], Any]) -> Any:
+    """What an engine does for a call: found once for all calls of its signature, if it has one."""
+    plans = batch.plans
+    if plans is None:
+        return find()
+    assert isinstance(batch.target, IndexTarget)
+    key = work, batch.target.found
+    plan = plans.get(key)
+    if plan is None:
+        plan = plans[key] = find()
+    return plan
 
 
 #: What a batch and what was kept have one number of; rows are the others.

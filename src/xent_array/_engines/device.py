@@ -22,6 +22,7 @@ from xent_array._engines._noting import (
     Work,
     evaluations,
     own_dtypes,
+    planned,
     results_on_columns,
 )
 from xent_array._evaluate import Kept
@@ -85,16 +86,11 @@ _programs: dict[_Signature, _Program] = {}
 
 def _run(work: Work, batch: Batch, kept: Kept | None, out: Array | None) -> Results:
     """Do some work on a batch, by the program of the calls that are like it."""
-    kernels, plans, rows = batch.kernels, batch.plans, (batch.logits, out)
+    kernels, rows = batch.kernels, (batch.logits, out)
     assert isinstance(kernels, Kernels)
-    if plans is None:
+    if batch.plans is None:
         return _launched(*_found(work, batch, kept, out), kernels, rows)
-    assert isinstance(batch.target, IndexTarget)
-    planned = work, batch.target.found
-    program = plans.get(planned)
-    if program is None:
-        program, _ = _found(work, batch, kept, out)
-        plans[planned] = program
+    program = planned(work, batch, lambda: _found(work, batch, kept, out)[0])
     return _launched(program, [batch.target.array], kernels, rows)
 
 

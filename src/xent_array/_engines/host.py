@@ -20,6 +20,7 @@ from xent_array._engines._noting import (
     Work,
     evaluations,
     own_dtypes,
+    planned,
     results_on_columns,
 )
 from xent_array._evaluate import Kept
@@ -67,12 +68,7 @@ def _run(work: Work, batch: Batch, kept: Kept | None, out: Array | None) -> list
         )
     if kept is not None:
         arrays = (*arrays, *kept.seen, np.asarray(kept.divisor))
-    plans = {} if batch.plans is None else batch.plans
-    assert isinstance(batch.target, IndexTarget)
-    planned = work, batch.target.found
-    written = plans.get(planned)
-    if written is None:
-        written = plans[planned] = _found(work, batch, arrays, out)
+    written = planned(work, batch, lambda: _found(work, batch, arrays, out))
     into = out if out is None else classes_last(batch.backend, out, batch.axis)
     z = laid_out(batch).logits
     given = {name: arrays[place] for place, name in written.given}
