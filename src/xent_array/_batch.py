@@ -351,7 +351,10 @@ def laid_out(batch: Batch) -> Batch:
 
 def with_kernels(batch: Batch) -> Batch:
     """The same batch, read by kernels where there are any for it."""
-    return batch._replace(kernels=_kernels_for(batch, batch.logits, batch.target))
+    reads = suits_kernels(batch)
+    return batch._replace(
+        kernels=batch.backend.kernels(batch.logits, batch.axis) if reads else None
+    )
 
 
 def serial(batch: Batch) -> Batch:
@@ -360,12 +363,12 @@ def serial(batch: Batch) -> Batch:
     return batch if kernels is None else batch._replace(kernels=kernels.serial())
 
 
-def _kernels_for(batch: Batch, logits: Array, target: Target) -> Kernels | None:
-    """What reads rows of logits: kernels know class indices, and a scale below the top."""
+def suits_kernels(batch: Batch) -> bool:
+    """Whether kernels know what a call asks for: class indices, and a scale below the top."""
     scale = batch.logit_scale
-    if batch.softcap is not None or type(scale) is not float or scale <= 0.0:
-        return None
-    return batch.backend.kernels(logits, batch.axis) if type(target) is IndexTarget else None
+    if type(batch.target) is not IndexTarget or batch.softcap is not None:
+        return False
+    return type(scale) is float and scale > 0.0
 
 
 def _upstream(

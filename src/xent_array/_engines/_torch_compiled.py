@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from xent_array import _kernels
 from xent_array._backends import _torch_cuda, backend_of
 from xent_array._backends.torch import is_compiled, is_wrapped, numpy_backend, numpy_view
-from xent_array._batch import Arrays, Batch, arrays_of, laid_out, with_kernels
+from xent_array._batch import Arrays, Batch, arrays_of, laid_out, suits_kernels, with_kernels
 from xent_array._engines import _torch_constant
 from xent_array._evaluate import Kept, Result
 from xent_array._kernels import in_few_parts
@@ -41,14 +41,9 @@ def serves(batch: Batch) -> bool:
 
     Then they may be gone, or find memory that is not aligned; array code does the same.
     """
-    if not is_compiled() or forward_ad._current_level >= 0:
+    if not is_compiled() or forward_ad._current_level >= 0 or not suits_kernels(batch):
         return False
-    logits, scale = batch.logits, batch.logit_scale
-    if not isinstance(batch.target, IndexTarget) or batch.softcap is not None:
-        return False
-    if isinstance(scale, torch.Tensor) or scale <= 0.0:
-        return False
-    device = logits.device.type
+    logits, device = batch.logits, batch.logits.device.type
     if device not in WORTH_A_CALL or logits.numel() * logits.itemsize < WORTH_A_CALL[device]:
         return False
     if device == "cpu" and not in_few_parts(logits.shape, batch.axis):
