@@ -343,7 +343,8 @@ torch.testing.assert_close(second, gradient(loss))
 
 def test_the_first_call_of_all_may_be_compiled():
     """In one graph, once, with warnings as errors: nothing is looked up in a way that breaks it."""
-    command = [sys.executable, "-W", "error", "-c", COMPILED_FIRST]
+    torchs = "ignore:<class 'torch.autograd.function.Function'> should not be instantiated"
+    command = [sys.executable, "-W", "error", "-W", torchs, "-c", COMPILED_FIRST]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -1,8 +1,10 @@
-"""torch.compile: where kernels read the rows, the loss and its gradient are operators."""
+"""torch.compile: operators where kernels read the rows, else array code with a rule of ours."""
 
 import numpy as np
 import pytest
 import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad
 
 import xent_array
@@ -279,9 +281,13 @@ def test_forward_mode():
 
 @pytest.mark.parametrize("mode", [many_vectors, second_derivatives])
 def test_what_torch_derives_of_array_code(mode):
-    """Where the compiler leaves that to torch."""
+    """Where the compiler leaves that to torch: of operators, and not of a rule that it traced."""
     loss = torch.compile(xent_array.cross_entropy, backend="eager", fullgraph=True)
-    torch.testing.assert_close(mode(loss), mode(xent_array.cross_entropy))
+    if are_there():
+        torch.testing.assert_close(mode(loss), mode(xent_array.cross_entropy))
+        torch._dynamo.reset()
+    with _kernels.disabled(), pytest.raises(RuntimeError, match=r"Batching rule|require grad"):
+        mode(loss)
 
 
 def test_logits_in_too_many_parts_are_the_compilers():
@@ -341,3 +347,95 @@ def test_what_divides_the_mean_lies_with_the_logits():
         *_, divisor = _torch_compiled._loss(logits, labels[:, None], numbers, given or "|", **words)
         assert divisor.device == logits.device
         assert divisor.dtype == torch.float32
+
+
+# --- array code
+
+
+SOFTENED = torch.linspace(0, 1, CLASSES, device=DEVICE).expand(ROWS, CLASSES).softmax(-1)
+
+
+def in_array_code(function, graphs=None):
+    """The function, compiled without kernels; `graphs` are those of forward and backward."""
+
+    def kept(graph, _):
+        if graphs is not None:
+            graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(
+        fw_compiler=kept,
+        bw_compiler=kept,
+        partition_fn=min_cut_rematerialization_partition,
+    )
+    call = torch.compile(function, fullgraph=True, backend=backend)
+
+    def without_kernels(*arguments):
+        with _kernels.disabled():
+            return call(*arguments)
+
+    return without_kernels
+
+
+@pytest.mark.parametrize("target", ["indices", "probabilities"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"reduction": "none"},
+        {"reduction": "sum", "label_smoothing": 0.1},
+        {"weight": ..., "label_smoothing": ...},
+        {"sample_weight": ..., "z_loss": 1e-3, "softcap": 3.0},
+        {"where": ..., "reduction": "none", "logit_scale": -0.5},
+        {"denominator": ..., "dtype": torch.float64},
+    ],
+    ids=str,
+)
+def test_array_code(options, target):
+    logits, labels = problem()
+    options = {name: given(name) if x is ... else x for name, x in options.items()}
+    chosen = labels if target == "indices" else SOFTENED
+
+    def loss(z, t):
+        return xent_array.cross_entropy(z, t, **options)
+
+    with _kernels.disabled():
+        expected = loss_and_gradient(loss, logits, chosen)
+    found = loss_and_gradient(in_array_code(loss), logits, chosen)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_array_code_keeps_numbers_of_rows_and_scatters_nothing(dtype):
+    """Its backward is one expression, which a compiler can write in one pass over the logits."""
+    graphs = []
+    loss_and_gradient(in_array_code(xent_array.cross_entropy, graphs), *problem(dtype))
+    forward, backward = graphs
+    (results,) = forward.graph.find_nodes(op="output")[0].args
+    large = [x for x in results if x.meta["val"].numel() >= ROWS * CLASSES]
+    assert [x.op for x in large] == ["placeholder"]  # the logits
+    called = {str(node.target) for node in backward.graph.nodes if node.op == "call_function"}
+    assert not any("scatter" in name or "sum" in name for name in called), called
+
+
+def test_array_code_of_images_gives_gradients_laid_out_as_the_logits():
+    logits = torch.randn(2, 5, 6, 7, device=DEVICE)
+    target = torch.randint(0, 5, (2, 6, 7), device=DEVICE)
+    _, grad = loss_and_gradient(in_array_code(xent_array.cross_entropy), logits, target)
+    assert grad.is_contiguous()
+    at_once = in_array_code(lambda z, t: xent_array.cross_entropy_and_grad(z, t)[1])
+    assert at_once(logits, target).is_contiguous()
+
+
+@pytest.mark.parametrize("shape", [(8, 10), (300, 1000)])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_backward_compiled_by_itself(shape, reduction):
+    """Compiled autograd, of a loss that was not compiled."""
+    logits = torch.randn(*shape, device=DEVICE, requires_grad=True)
+    target = torch.randint(0, shape[1], shape[:1], device=DEVICE)
+    loss = xent_array.cross_entropy(logits, target, reduction=reduction).sum()
+    (expected,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    compiler = torch.compile(backend="aot_eager", fullgraph=True)
+    with torch._dynamo.compiled_autograd._enable(compiler):
+        loss.backward()
+    torch.testing.assert_close(logits.grad, expected)

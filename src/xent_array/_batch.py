@@ -339,6 +339,14 @@ def with_columns(
     )
 
 
+def with_sizes(batch: Batch, shape: tuple[int, ...]) -> Batch:
+    """The same with sizes told anew, which the shape of the caller's logits has."""
+    axis, target = batch.axis, batch.target
+    classes, rows = shape[axis], shape[:axis] + shape[axis + 1 :]
+    q = target.q._replace(classes=classes)
+    return batch._replace(shape=rows, classes=classes, target=target.renewed(q, target.column))
+
+
 def laid_out(batch: Batch) -> Batch:
     """The same with logits and probabilities as rows: views with the class axis last."""
     if batch.axis == batch.logits.ndim - 1:

@@ -121,14 +121,18 @@ def _row_bytes(classes: int, itemsize: int) -> int:
 
 
 def for_each_block(
-    backend: Standard, work: Callable[[int, RowIndex], object], blocks: Sequence[RowIndex]
+    backend: Standard,
+    z: Array,
+    work: Callable[[int, RowIndex], object],
+    blocks: Sequence[RowIndex],
 ) -> None:
-    """Do some work on every block."""
+    """Do some work on every block of rows of `z`."""
 
     def quietly(item: tuple[int, RowIndex]) -> None:
         with backend.quiet():  # which holds for one thread
             work(*item)
 
+    keep_heap(backend, z)
     threads = min(backend.threads(), len(blocks), ROOM)
     for_each(quietly, enumerate(blocks), threads)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from xent_array._batch import Batch, laid_out
@@ -13,7 +13,6 @@ from xent_array._blocks import (
     RowIndex,
     budget_of,
     for_each_block,
-    keep_heap,
     plan,
 )
 from xent_array._gradient import Demand, gradient
@@ -73,10 +72,7 @@ def value_and_grad(batch: Batch) -> Result:
     with backend.detached():
         counts = _counts(batch, cut) if batch.reduction == "mean" else None
         by = 1.0 if counts is None else divisor(batch, counts)
-        out = batch.out
-        if out is None and not backend.maps_rows and (batch.kernels is not None or not cut.whole):
-            out = room_for_gradient(caller)
-        into = None if out is None else classes_last(backend, out, batch.axis)
+        out, into = _place_for_gradient(caller, batch, cut)
         outcome = _of_all(batch, cut, Demand(into, by))
         if out is None:
             out = classes_back(backend, outcome.grad, batch.axis)
@@ -98,15 +94,16 @@ def grad_of_kept(batch: Batch, kept: Kept) -> Array:
     caller, backend = batch, batch.backend
     batch = laid_out(_constant(batch))
     cut = plan_of(batch)
-    out = room_for_gradient(caller)
-    demand = Demand(classes_last(backend, out, batch.axis), kept.divisor)
+    out, into = _place_for_gradient(caller, batch, cut)
+    demand = Demand(into, kept.divisor)
 
-    def work(_: int, block: RowIndex) -> None:
-        reading = _reread(batch, block, kept)
-        gradient(batch, block, cut.slabs, reading, demand)
+    def work(_: int, block: RowIndex) -> Array | None:
+        return gradient(batch, block, cut.slabs, _reread(batch, block, kept), demand)
 
     with backend.detached():
-        _for_each(batch, work, cut)
+        if out is None:
+            return classes_back(backend, work(0, cut.blocks[0]), batch.axis)
+        for_each_block(backend, batch.logits, work, cut.blocks)
     return out
 
 
@@ -126,6 +123,17 @@ def _constant(batch: Batch) -> Batch:
     return batch._replace(differentiable=False) if batch.differentiable else batch
 
 
+def _place_for_gradient(
+    caller: Batch, batch: Batch, cut: Plan
+) -> tuple[Array | None, Array | None]:
+    """Where the gradient goes, and that laid out as rows; None: one block is handed back."""
+    whole = batch.backend.maps_rows or (batch.kernels is None and cut.whole)
+    if batch.out is None and whole:
+        return None, None
+    out = room_for_gradient(caller)
+    return out, classes_last(batch.backend, out, batch.axis)
+
+
 def room_for_gradient(batch: Batch) -> Array:
     """Where the gradient by the caller's logits goes: memory of the caller's, or new."""
     return batch.backend.room(batch.logits.shape, batch.logits) if batch.out is None else batch.out
@@ -143,12 +151,6 @@ def plan_of(batch: Batch) -> Plan:
         # Whole rows: a compiler has no memory of ours to write slabs to, a kernel needs none.
         cut = cut._replace(slabs=[slice(0, width)])
     return cut
-
-
-def _for_each(batch: Batch, work: Callable[[int, RowIndex], None], cut: Plan) -> None:
-    """Do some work on every block."""
-    keep_heap(batch.backend, batch.logits)
-    for_each_block(batch.backend, work, cut.blocks)
 
 
 def _of_all(
@@ -171,7 +173,7 @@ def _of_all(
         rows.put(block, (*([loss] if per_row else []), *stats, *seen))
         parts.put(place, () if per_row else (loss, *(counts or ())))
 
-    _for_each(batch, work, cut)
+    for_each_block(backend, batch.logits, work, cut.blocks)
     columns = rows.columns[1:] if per_row else rows.columns
     count = len(Stats._fields) if batch.return_stats else 0
     stats, seen = columns[:count], columns[count:]

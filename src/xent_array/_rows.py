@@ -41,11 +41,11 @@ def classes_last(backend: Standard, x: Array, axis: int) -> Array:
 
 
 def classes_back(backend: Standard, x: Array, axis: int) -> Array:
-    """Undo `classes_last`."""
+    """Undo `classes_last` for an array of our own."""
     last = x.ndim - 1
     if axis == last:
         return x
-    return backend.xp.permute_dims(x, (*range(axis), last, *range(axis, last)))
+    return backend.settled(backend.xp.permute_dims(x, (*range(axis), last, *range(axis, last))))
 
 
 def row_factors(

@@ -13,7 +13,6 @@ from xent_array._blocks import (
     RowIndex,
     budget_of,
     for_each_block,
-    keep_heap,
     plan,
 )
 from xent_array._namespace import Array
@@ -150,8 +149,7 @@ def logsumexp(x: ArrayT, axis: int = -1) -> ArrayT:
             lse = of_block(blocks[0])
         else:
             rows = Assembly(backend, (*z.shape[:-1], 1))
-            keep_heap(backend, z)
-            for_each_block(backend, lambda _, block: rows.put(block, [of_block(block)]), blocks)
+            for_each_block(backend, z, lambda _, block: rows.put(block, [of_block(block)]), blocks)
             (lse,) = rows.columns
     result: ArrayT = backend.finalize(lse[..., 0], z.dtype)
     return result
@@ -180,12 +178,11 @@ def _along_classes(x: ArrayT, axis: int, formula: Callable[[Any, Spread], Array]
             return whole_array
         out: ArrayT = backend.room(library.leader.shape, library.leader)
         out_rows = classes_last(backend, out, axis)
-        keep_heap(backend, z)
 
         def write(_: int, block: RowIndex) -> None:
             out_rows[block] = of_block(block)
 
-        for_each_block(backend, write, blocks)
+        for_each_block(backend, z, write, blocks)
     return out
 
 

@@ -221,6 +221,10 @@ class Standard:
         """`x`, an array of our own, with `value` at ``x[..., index]`` row by row."""
         return self.xp.where(self.class_range(x) == index, value, x)
 
+    def settled(self, x: Array) -> Array:
+        """A view of an array of our own, as a caller is given it."""
+        return x
+
     def class_range(self, x: Array) -> Array:
         """The class numbers ``0 .. C-1`` beside `x`."""
         return self.xp.arange(x.shape[-1], dtype=self.index_dtype(x), device=self.device(x))

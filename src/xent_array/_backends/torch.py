@@ -135,7 +135,13 @@ class Backend(Standard):
     def gather(self, x: Array, index: Array) -> Array:
         return torch.gather(x, -1, index)
 
+    def settled(self, x: Array) -> Array:
+        # A compiler stores an array before it makes a view of it, unless it may write it as viewed.
+        return x.contiguous() if torch.compiler.is_compiling() else x
+
     def put(self, x: Array, index: Array, value: Array) -> Array:
+        if torch.compiler.is_compiling():  # of a choice it makes no pass of its own
+            return super().put(x, index, value)
         return x.scatter_(-1, index, value)
 
     def within(self, index: Array, length: int) -> bool:

@@ -151,7 +151,7 @@ def _together(
     classes = shape[axis]
     rows = shape[:axis] + shape[axis + 1 :]
     if upstream is not None:
-        given["grad_output"] = upstream.resolve_neg().broadcast_to(rows)[..., None]
+        given["grad_output"] = upstream.resolve_neg().expand(rows)[..., None]
     q = Smoothing(backend, classes, given["weight"], given["smoothing"])
     batch = Batch(
         backend,

@@ -61,7 +61,8 @@ def is_small(batch: Batch) -> bool:
     A half gradient must be scaled before it is rounded.
     """
     logits: torch.Tensor = batch.logits
-    return logits.itemsize > 2 and logits.nbytes <= SMALL.get(batch.memory, 0)
+    limit = SMALL.get(batch.memory)
+    return limit is not None and logits.itemsize > 2 and logits.nbytes <= limit
 
 
 def value_to_differentiate(batch: Batch) -> tuple[Array, Kept]:

@@ -1,7 +1,7 @@
-"""torch: a rule for plain backward, where NumPy or a kernel evaluates the loss.
+"""torch: a rule for plain backward, of plain calls and of compiled ones.
 
-So it does for plain calls, and as an operator for compiled ones. In every other mode of torch's,
-and where nothing but torch reads the memory, torch runs the array code of the loss.
+NumPy or a kernel evaluates a plain call; a compiled one is an operator, or array code that the
+compiler sees. In every other mode of torch's, torch differentiates the array code of the loss.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch.autograd import forward_ad
 
 from xent_array import _evaluate
 from xent_array._backends import Standard
-from xent_array._backends.torch import holds_values
-from xent_array._batch import Arrays, Batch, apart, together, with_kernels
+from xent_array._backends.torch import holds_values, is_compiled
+from xent_array._batch import Arrays, Batch, apart, together, with_kernels, with_sizes
 from xent_array._engines import _torch_compiled, _torch_constant, times_upstream
 from xent_array._engines._torch_constant import (
     derived,
@@ -36,10 +36,10 @@ def value(batch: Batch) -> Result:
     if batch.memory == "opaque":
         if (plain or not batch.differentiable) and _torch_compiled.serves(batch):
             return _torch_compiled.value(batch)
-        return _evaluate.value(batch)
-    if not batch.differentiable:
+        plain = plain and is_compiled()
+    elif not batch.differentiable:
         return _torch_constant.value(batch)
-    if not plain:
+    if not (plain and batch.differentiable):
         return _evaluate.value(batch)
     loss = _Loss.apply(batch.logits, batch)  # type: ignore[no-untyped-call]
     return Result(loss, None, None)
@@ -63,12 +63,16 @@ class _Loss(torch.autograd.Function):
     loss, and kept instead.
 
     Only plain backward comes here, so torch need not tell the context from the function, which
-    would cost as much as its own loss does.
+    would cost as much as its own loss does. torch.compile traces both functions, as array code.
+    In the derivative that torch makes of a loss, each gather would come back as a scatter into an
+    array of zeros as large as the logits, which compilers store.
     """
 
     @staticmethod
-    def forward(ctx: Any, _logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def forward(ctx: Any, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         grad, seen, divisor = None, _UNSEEN, None
+        if is_compiled():  # which brings no sizes from outside to backward
+            batch = with_sizes(batch, tuple(logits.shape))
         if batch.reduction != "none" and is_small(batch):
             loss, grad, _ = _torch_constant.value_and_grad(batch)
         else:
@@ -81,7 +85,8 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[Any, ...]:
         logits, target, grad, *others = ctx.saved_tensors
-        again = torch.is_grad_enabled() or not holds_values(grad_loss)
+        # What a compiler traces is not differentiated again.
+        again = not is_compiled() and (torch.is_grad_enabled() or not holds_values(grad_loss))
         if grad is not None and not again:
             return _times_upstream(ctx.batch.backend, grad, grad_loss), None
         others += [None] * (len(_UNSEEN) + len(Arrays._fields) - 2 - len(others))
@@ -89,7 +94,7 @@ class _Loss(torch.autograd.Function):
         batch = with_kernels(together(ctx.batch, Arrays(*arrays)))
         if again:
             return derived(batch, grad_loss), None
-        upstream = grad_loss.resolve_neg().broadcast_to(batch.shape)[..., None]
+        upstream = grad_loss.resolve_neg().expand(batch.shape)[..., None]
         memory = batch.backend.memory(batch.logits)  # which hooks may have put elsewhere
         batch = batch._replace(memory=memory, grad_output=upstream)
         return grad_of_kept(batch, Kept(seen, ctx.divisor)), None
@@ -97,7 +102,7 @@ class _Loss(torch.autograd.Function):
 
 def _times_upstream(backend: Standard, grad: torch.Tensor, upstream: torch.Tensor) -> torch.Tensor:
     """A gradient that was computed with its loss, times that of the loss."""
-    if upstream.is_cpu and math.isfinite(upstream.item()):
+    if upstream.is_cpu and holds_values(upstream) and math.isfinite(upstream.item()):
         return grad * upstream
     return cast("torch.Tensor", times_upstream(backend, grad, upstream, grad.dtype))
 
