@@ -12,9 +12,10 @@ from types import ModuleType
 from typing import NamedTuple
 
 import xent_array
-from xent_array._backends import backend_of, dtype_name
+from xent_array._backends import backend_of
 from xent_array._blocks import budget_of
 from xent_array._capabilities import LIBRARIES, Library
+from xent_array._namespace import dtype_name
 
 #: The tutorial's four samples of four classes; sample i is of class i.
 LOGITS = [

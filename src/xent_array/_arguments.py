@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from xent_array._backends import Memory, Standard, backend_of, dtype_name
-from xent_array._namespace import Array
+from xent_array._backends import Memory, Standard, backend_of
+from xent_array._namespace import Array, dtype_name
 from xent_array._options import check_range, is_number
 
 #: The range of positive float32 numbers, those with fewer digits left out.

@@ -57,7 +57,7 @@ def value(batch: Batch) -> Result:
     batch = laid_out(batch._replace(kernels=None) if batch.differentiable else batch)
     with batch.backend.quiet():
         outcome = _of_all(batch, plan_of(batch))
-        return result_of(batch, outcome, outcome.counts, None)
+        return result_of(batch, outcome.loss, outcome.stats, outcome.counts)
 
 
 def value_and_grad(batch: Batch) -> Result:
@@ -76,7 +76,7 @@ def value_and_grad(batch: Batch) -> Result:
         outcome = _of_all(batch, cut, Demand(into, by))
         if out is None:
             out = classes_back(backend, outcome.grad, batch.axis)
-        return result_of(batch, outcome, counts, out, by)
+        return result_of(batch, outcome.loss, outcome.stats, counts, by, grad=out)
 
 
 def value_to_differentiate(batch: Batch) -> tuple[Result, Kept]:
@@ -86,7 +86,8 @@ def value_to_differentiate(batch: Batch) -> tuple[Result, Kept]:
         outcome = _of_all(batch, plan_of(batch), keep=True)
         counts = outcome.counts
         by = 1.0 if counts is None else divisor(batch, counts)
-        return result_of(batch, outcome, counts, None, by), Kept(outcome.seen, by)
+        result = result_of(batch, outcome.loss, outcome.stats, counts, by)
+        return result, Kept(outcome.seen, by)
 
 
 def grad_of_kept(batch: Batch, kept: Kept) -> Array:
@@ -265,25 +266,27 @@ def _totals(batch: Batch, parts: Assembly) -> list[Array | None]:
 
 def result_of(
     batch: Batch,
-    outcome: Outcome,
+    loss: Array,
+    stats: Sequence[Array],
     counts: Counts | None,
-    grad: Array | None,
     by: Scalar | None = None,
+    *,
+    grad: Array | None = None,
 ) -> Result:
-    """The outcome as the caller gets it: reduced, without the class axis, of the right dtype.
+    """Losses or their sum as the caller gets them: of the mean, without the class axis, rounded.
 
     The divisor of the mean is passed where it is known already.
     """
-    finalize, reduction = batch.backend.finalize, batch.reduction
-    loss = outcome.loss[..., 0] if reduction == "none" else outcome.loss
+    finalize = batch.backend.finalize
+    loss = loss[..., 0] if batch.reduction == "none" else loss
     if counts is not None:
         loss = mean(batch, loss, counts, divisor(batch, counts) if by is None else by)
-    stats = None
+    returned = None
     if batch.return_stats:
-        lse, prediction, correct = (column[..., 0] for column in outcome.stats)
-        stats = Stats(
+        lse, prediction, correct = (column[..., 0] for column in stats)
+        returned = Stats(
             lse=finalize(lse, batch.result_dtype),
             prediction=finalize(prediction, prediction.dtype),
             correct=finalize(correct, correct.dtype),
         )
-    return Result(finalize(loss, batch.result_dtype), grad, stats)
+    return Result(finalize(loss, batch.result_dtype), grad, returned)

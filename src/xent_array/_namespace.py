@@ -23,3 +23,8 @@ def namespace_of(x: object) -> Any | None:
     if isinstance(x, type) or not compat.is_array_api_obj(x):
         return None
     return compat.array_namespace(x)
+
+
+def dtype_name(dtype: Any) -> str:
+    """The standard's name of a dtype, the same for every library: ``float32``."""
+    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]

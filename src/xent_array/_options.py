@@ -8,8 +8,7 @@ from numbers import Real
 from operator import index, is_
 from typing import Any, Literal, NamedTuple, TypedDict
 
-from xent_array._backends import dtype_name
-from xent_array._namespace import Array
+from xent_array._namespace import Array, dtype_name
 
 Reduction = Literal["none", "mean", "sum"]
 OnEmpty = Literal["nan", "zero", "raise"]

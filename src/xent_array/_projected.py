@@ -11,9 +11,8 @@ import math
 from typing import NamedTuple
 
 from xent_array._arguments import Library
-from xent_array._backends import dtype_name
 from xent_array._batch import Batch, gathered, with_columns, with_kernels
-from xent_array._namespace import Array
+from xent_array._namespace import Array, dtype_name
 from xent_array._options import Options
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from operator import index
 
 from xent_array._arguments import Library
-from xent_array._backends import Standard, dtype_name
-from xent_array._namespace import Array
+from xent_array._backends import Standard
+from xent_array._namespace import Array, dtype_name
 
 
 def class_axis(library: Library, axis: int | None) -> int:

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from xent_array._backends import Standard, dtype_name
+from xent_array._backends import Standard
 from xent_array._batch import Batch
 from xent_array._gradient import times_upstream
-from xent_array._namespace import Array
+from xent_array._namespace import Array, dtype_name
 from xent_array._projected import Parts, Projected
 from xent_array._stats import Scalar
 

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from xent_array._arguments import Library
-from xent_array._backends import Memory, Standard, dtype_name
+from xent_array._backends import Memory, Standard
 from xent_array._blocks import LOOK, row_blocks
-from xent_array._namespace import Array
+from xent_array._namespace import Array, dtype_name
 from xent_array._options import Options
 from xent_array._rows import fits
 from xent_array._wanted import IndexTarget, ProbabilityTarget, Smoothing, Target

@@ -14,7 +14,7 @@ from xent_array._backends import Memory
 from xent_array._batch import Batch
 from xent_array._blocks import Assembly
 from xent_array._engines import evaluate, evaluate_with_grad
-from xent_array._evaluate import Outcome, Result, counts_of_block, result_of
+from xent_array._evaluate import Result, counts_of_block, result_of
 from xent_array._gradient import Demand, gradient
 from xent_array._namespace import Array
 from xent_array._projected import Parts, Projected, flattened, some_rows, tile
@@ -74,7 +74,7 @@ def assembled(
         return batch.backend.xp.reshape(x, (*shape, 1))
 
     loss = shaped(loss) if batch.reduction == "none" else loss
-    return result_of(batch, Outcome(loss, None, None, list(map(shaped, stats))), counts, None)
+    return result_of(batch, loss, list(map(shaped, stats)), counts)
 
 
 #: Takes up the derivatives by the logits of some classes.
@@ -207,4 +207,4 @@ def _evaluate_slabs(
             gradient(part, block, [classes], reading, Demand(part.logits, 1.0))
             taken(classes, part.logits)
     loss = loss if rows.reduction == "none" else rows.backend.total(loss)
-    return result_of(rows, Outcome(loss, None, None, stats), None, None)
+    return result_of(rows, loss, stats, None)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import sys
 
-from xent_array._backends._standard import Memory, Standard, dtype_name
+from xent_array._backends._standard import Memory, Standard
 from xent_array._namespace import namespace_of
 
-__all__ = ["Memory", "Standard", "backend_of", "dtype_name"]
+__all__ = ["Memory", "Standard", "backend_of"]
 
 #: By the type's name: torch.compile guards what it reads, and knows no types of NumPy's as keys.
 _by_type: dict[str, tuple[type, Standard]] = {}

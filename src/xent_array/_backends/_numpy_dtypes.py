@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from xent_array._backends._standard import Standard, dtype_name
+from xent_array._backends._standard import Standard
+from xent_array._namespace import dtype_name
 
 
 class NumpyDtypes(Standard):

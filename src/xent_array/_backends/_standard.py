@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from xent_array._kernels import Kernels
-from xent_array._namespace import Array
+from xent_array._namespace import Array, dtype_name
 
 #: Where the values of an array lie: "host" and "device" are looped over in blocks sized for that
 #: memory; "opaque" ones, traced, lazy or of a library not known here, are one expression.
@@ -303,8 +303,3 @@ class Standard:
     def finalize(self, x: Array, dtype: Any) -> Array:
         """Hand a result to the caller: an array, never a scalar, of `dtype`."""
         return self.xp.astype(x, dtype, copy=False)
-
-
-def dtype_name(dtype: Any) -> str:
-    """The standard's name of a dtype, the same for every library: ``float32``."""
-    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]

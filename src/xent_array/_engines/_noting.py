@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from xent_array import _evaluate
-from xent_array._backends import Memory, Standard, dtype_name
+from xent_array._backends import Memory, Standard
 from xent_array._batch import NUMBERS, Arrays, Batch, arrays_of, with_arrays
 from xent_array._evaluate import Kept, Result, room_for_gradient
 from xent_array._kernels import Kernels
 from xent_array._kernels.columns import CLASSES, ONE, ROWS, Column, Flat
-from xent_array._namespace import Array
+from xent_array._namespace import Array, dtype_name
 from xent_array._rowwise import Stats
 from xent_array._wanted import IndexTarget
 

@@ -12,7 +12,7 @@ import dask.array as da
 
 from xent_array._batch import Batch, apart, laid_out
 from xent_array._engines.chunks import Rows, conclude_chunk, grad_chunk, merge_chunks, read_chunk
-from xent_array._evaluate import Outcome, Result, result_of
+from xent_array._evaluate import Result, result_of
 from xent_array._namespace import Array
 from xent_array._reduce import Counts, divisor
 from xent_array._rows import classes_back
@@ -60,7 +60,7 @@ def _evaluated(batch: Batch, *, grad: bool) -> Result:
         dtypes = {"lse": dtype, "prediction": index_dtype, "correct": bool}
         stats = [column(name, dtype) for name, dtype in dtypes.items()]
     slope = _gradient(batch, graph, slabs, counts) if grad else None
-    return result_of(batch, Outcome(loss, counts, None, stats), counts, slope)
+    return result_of(batch, loss, stats, counts, grad=slope)
 
 
 def _graph(batch: Batch) -> _Graph:

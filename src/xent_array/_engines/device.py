@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from xent_array import _gradient
-from xent_array._backends import dtype_name
 from xent_array._batch import Batch, apart, laid_out
 from xent_array._engines._noting import (
     COLUMNS,
@@ -39,7 +38,7 @@ from xent_array._kernels.cuda import (
 )
 from xent_array._kernels.cuda_columns import Launches
 from xent_array._kernels.launches import Cell, Launch
-from xent_array._namespace import Array
+from xent_array._namespace import Array, dtype_name
 from xent_array._rows import classes_last
 from xent_array._wanted import IndexTarget
 
@@ -81,8 +80,6 @@ class _Signature(NamedTuple):
 #: How many programs are kept, at most.
 PROGRAMS = 256
 
-_programs: dict[_Signature, _Program] = {}
-
 
 def _run(work: Work, batch: Batch, kept: Kept | None, out: Array | None) -> Results:
     """Do some work on a batch, by the program of the calls that are like it."""
@@ -100,12 +97,7 @@ def _found(
     """The program of a call, and the arrays that it reads."""
     into = None if out is None else classes_last(batch.backend, out, batch.axis)
     signature, arrays = _signature(work, laid_out(batch), kept, into)
-    program = _programs.get(signature)
-    if program is None:
-        if len(_programs) >= PROGRAMS:
-            _programs.clear()
-        program = _programs[signature] = _written(signature)
-    return program, arrays
+    return _written(signature), arrays
 
 
 value, value_and_grad, value_to_differentiate, grad_of_kept = evaluations(_run)
@@ -185,6 +177,7 @@ def _times_upstream(shape: tuple[int, ...], dtype: Any, *given: Any) -> _Program
 # --- a program, written
 
 
+@functools.lru_cache(PROGRAMS)
 def _written(signature: _Signature) -> _Program:
     """Evaluate a batch of columns, and write down what that takes."""
     batch = signature.batch

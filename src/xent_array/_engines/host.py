@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xent_array._backends import dtype_name
 from xent_array._batch import NUMBERS, Arrays, Batch, arrays_of, laid_out
 from xent_array._engines._noting import (
     KEPT,
@@ -27,7 +26,7 @@ from xent_array._evaluate import Kept
 from xent_array._kernels.columns import ONE, REAL, ROWS, TRUTH, WHOLE, Column
 from xent_array._kernels.host import Kernels
 from xent_array._kernels.steps import Program, Steps
-from xent_array._namespace import Array
+from xent_array._namespace import Array, dtype_name
 from xent_array._rows import classes_last
 from xent_array._wanted import IndexTarget
 
@@ -42,7 +41,7 @@ class _Output(NamedTuple):
 
 
 class _Written(NamedTuple):
-    """What a call follows from, but for its values."""
+    """A program, the arrays that it reads, and what becomes of what it finds."""
 
     program: Program
     given: list[tuple[int, str]]  # which of the arrays it reads
@@ -59,13 +58,10 @@ def _run(work: Work, batch: Batch, kept: Kept | None, out: Array | None) -> list
     """Do some work on a batch, by the program of the calls that are like it."""
     kernels = batch.kernels
     assert isinstance(kernels, Kernels)
-    arrays: tuple[Any, ...] = arrays_of(batch)[1:]
-    if type(batch.denominator) is float:
-        arrays = (
-            *arrays[:_DENOMINATOR],
-            np.asarray(batch.denominator),
-            *arrays[_DENOMINATOR + 1 :],
-        )
+    held = arrays_of(batch)
+    if type(held.denominator) is float:  # another one in every call
+        held = held._replace(denominator=np.asarray(held.denominator))
+    arrays: tuple[Any, ...] = held[1:]
     if kept is not None:
         arrays = (*arrays, *kept.seen, np.asarray(kept.divisor))
     written = planned(work, batch, lambda: _found(work, batch, arrays, out))
@@ -91,14 +87,23 @@ value, value_and_grad, value_to_differentiate, grad_of_kept = evaluations(_run)
 
 
 def _signature(work: Work, batch: Batch, arrays: tuple[Any, ...]) -> Any:
-    """What a program follows from: the call but for its arrays, the rows, and what it divides by.
-
-    Those are other ones in every call, be they numbers.
-    """
+    """A hashable key: calls of the same one run the same program, whatever their shape and axis."""
     assert isinstance(batch.target, IndexTarget)
-    target, numbers = batch.target, [x if type(x) in NUMBERS else "array" for x in arrays]
-    call = (*batch[6:10], 0 in batch.shape, batch.classes, *batch[13:15])  # of any shape and axis
-    return work, *batch[1:3], *call, target.ignore_index, target.trusted, *numbers
+    return (
+        work,
+        batch.compute_dtype,
+        batch.result_dtype,
+        batch.reduction,
+        batch.on_empty,
+        batch.by_rows,
+        batch.return_stats,
+        batch.classes,
+        batch.z_loss,
+        0 in batch.shape,
+        batch.target.ignore_index,
+        batch.target.trusted,
+        *(x if type(x) in NUMBERS else "array" for x in arrays),
+    )
 
 
 def _told(output: _Output, found: list[Array], shape: tuple[int, ...]) -> Array:
@@ -115,7 +120,6 @@ def _told(output: _Output, found: list[Array], shape: tuple[int, ...]) -> Array:
 
 #: What a program is given, by its names: what a batch and what was kept hold, in their order.
 _NAMES = ("index", *Arrays._fields[2:], *KEPT)
-_DENOMINATOR = _NAMES.index("denominator")
 
 
 def _write(work: Work, batch: Batch, arrays: tuple[Any, ...], out: Array | None) -> _Written:

@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from xent_array._kernels import RowStats
 from xent_array._kernels.cuda_columns import DTYPES, TYPES
 from xent_array._kernels.launches import Address, Cell, Form, Launch, launching
-from xent_array._namespace import Array
+from xent_array._namespace import Array, dtype_name
 
 T = TypeVar("T")
 
@@ -123,7 +123,7 @@ class Kernels:
 
     def reads(self, dtype: Any) -> bool:
         """Whether the kernels read logits of a dtype."""
-        return _name(dtype) in _ENTRIES
+        return dtype_name(dtype) in _ENTRIES
 
     def why_not(self, device: int) -> str | None:
         """Why they do not run on a device, or None if they do."""
@@ -190,7 +190,7 @@ class Kernels:
         return [None if x is None else self._cell(x) for x in arrays]
 
     def _cell(self, x: Array) -> Cell:
-        return Cell(self.producer.address(x), _name(x.dtype))
+        return Cell(self.producer.address(x), dtype_name(x.dtype))
 
     def keeps(self, z: Array) -> int:
         """How many bytes of a row a block can keep on the device of an array, see `fused.cu`."""
@@ -384,8 +384,3 @@ def _form(work: str, dtype: str, walk: _Walk, classes: int, step: int) -> Form:
 def number_apart(x: Array | float | None) -> tuple[float, Array | None]:
     """A number that holds for all, or an array of what holds for each."""
     return (x, None) if isinstance(x, float) else (0.0, x)
-
-
-def _name(dtype: Any) -> str:
-    """``float32``, of torch's dtypes as of NumPy's."""
-    return str(dtype).rpartition(".")[2]
