@@ -101,20 +101,20 @@ def test_statistics_against_exact_sums(kernels, classes, dtype, layout):
     index, weight = rng.integers(0, classes, (*z.shape[:-1], 1)), rng.random(classes)
     compute = compute_dtype(dtype)
     unit = np.finfo(compute).eps / 2
-    found = kernels.row_stats(z, index, weight.astype(compute), 1.0, compute, place=True)
+    found = kernels.row_stats(z, index, weight.astype(compute), 1.0, compute, argmax=True)
     exact = z.astype(np.longdouble)
     top, place = exact.max(-1, keepdims=True), exact.argmax(-1)[..., None]
     fall = exact - top
     others = np.exp(fall)
     np.put_along_axis(others, place, 0, -1)
     np.testing.assert_array_equal(found.top, top.astype(compute))
-    np.testing.assert_array_equal(found.place, place)
+    np.testing.assert_array_equal(found.argmax, place)
     picked = np.take_along_axis(fall, index, -1).astype(compute)
     np.testing.assert_array_equal(found.picked, picked)
     rest = others.sum(-1, keepdims=True)
     even = (fall * weight.astype(compute)).sum(-1, keepdims=True)
     np.testing.assert_allclose(found.rest.astype(np.longdouble), rest, rtol=32 * unit)
-    np.testing.assert_allclose(found.even.astype(np.longdouble), even, rtol=32 * unit)
+    np.testing.assert_allclose(found.fall.astype(np.longdouble), even, rtol=32 * unit)
 
 
 def exponentials(x):
@@ -143,12 +143,12 @@ def test_rows_that_climb_keep_precision(kernels, classes, dtype):
     heights = np.asarray([1e-3, 0.3, 20.0, 60.0, 300.0])
     z = (np.linspace(0, 1, classes) * heights[:, None]).astype(dtype)
     compute, index = compute_dtype(dtype), np.full((5, 1), classes - 1)
-    found = kernels.row_stats(z, index, None, 1.0, compute, place=True)
+    found = kernels.row_stats(z, index, None, 1.0, compute, argmax=True)
     exact = z.astype(np.longdouble)
     fall = exact - exact.max(-1, keepdims=True)
     others = np.exp(fall)
     np.put_along_axis(others, exact.argmax(-1)[:, None], 0, -1)
-    np.testing.assert_array_equal(found.place, exact.argmax(-1)[:, None])
+    np.testing.assert_array_equal(found.argmax, exact.argmax(-1)[:, None])
     # What is furthest below the top counts least, and may be off by most.
     bound = ((32 - fall) * others).sum(-1, keepdims=True) * np.finfo(compute).eps / 2
     off = np.abs(found.rest.astype(np.longdouble) - others.sum(-1, keepdims=True))
@@ -165,7 +165,7 @@ def test_rest_is_precise_however_far_below_the_top(kernels, dtype, offset, place
     z = (rng.uniform(-4, 4, (8, 1003)) + offset).astype(dtype).astype(np.float64)
     z[:, place] = 4 + offset + margins
     z = z.astype(dtype)
-    rest = kernels.row_stats(z, np.zeros((8, 1), int), None, 1.0, compute, place=False).rest
+    rest = kernels.row_stats(z, np.zeros((8, 1), int), None, 1.0, compute, argmax=False).rest
     fall = z.astype(np.longdouble) - z.astype(np.longdouble)[:, place, None]
     fall[:, place] = -np.inf
     exact = np.exp(fall).sum(-1, keepdims=True)
@@ -183,10 +183,10 @@ def test_numbers_that_are_none_are_seen_anywhere(kernels, classes, dtype):
         for others in (0, -np.inf):
             z = np.full((classes, classes), others, dtype)
             np.fill_diagonal(z, junk)
-            found = kernels.row_stats(z, index, None, 1.0, compute, place=True)
+            found = kernels.row_stats(z, index, None, 1.0, compute, argmax=True)
             np.testing.assert_array_equal(found.top, np.full((classes, 1), junk))
             assert np.isnan(found.rest).all()
-            np.testing.assert_array_equal(found.place[:, 0], np.arange(classes))
+            np.testing.assert_array_equal(found.argmax[:, 0], np.arange(classes))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -197,13 +197,13 @@ def test_logits_that_are_impossible_or_nearly(kernels, classes, dtype):
     index, compute = np.zeros((20, 1), int), compute_dtype(dtype)
     for others in (-np.inf, lowest):
         z = np.full((20, classes), others, dtype)
-        rest = kernels.row_stats(z, index, None, 1.0, compute, place=False).rest
+        rest = kernels.row_stats(z, index, None, 1.0, compute, argmax=False).rest
         expected = classes - 1 if others == lowest else np.nan
         np.testing.assert_array_equal(rest, np.full((20, 1), expected))
         z[np.arange(20), np.arange(20)] = 5
-        found = kernels.row_stats(z, index, None, 1.0, compute, place=True)
+        found = kernels.row_stats(z, index, None, 1.0, compute, argmax=True)
         np.testing.assert_array_equal(found.rest, np.zeros((20, 1)))
-        np.testing.assert_array_equal(found.place[:, 0], np.arange(20))
+        np.testing.assert_array_equal(found.argmax[:, 0], np.arange(20))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -214,9 +214,9 @@ def test_any_two_entries_tie(kernels, dtype):
         z = np.full((len(ties), classes), -200, dtype)
         np.put_along_axis(z, ties, 3, 1)
         index, compute = np.zeros((len(ties), 1), int), compute_dtype(dtype)
-        found = kernels.row_stats(z, index, None, 1.0, compute, place=True)
+        found = kernels.row_stats(z, index, None, 1.0, compute, argmax=True)
         np.testing.assert_array_equal(found.rest, np.ones((len(ties), 1)))
-        np.testing.assert_array_equal(found.place, ties[:, :1])
+        np.testing.assert_array_equal(found.argmax, ties[:, :1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -241,7 +241,7 @@ def test_what_lies_below_a_top_that_came_late(kernels, dtype, weight):
         weight = rng.random(classes).astype(compute)
     z = np.where(np.arange(classes) >= 2048, 7.5, 0.0).astype(dtype)[None]
     index = np.zeros((1, 1), int)
-    even = kernels.row_stats(z, index, weight, 1.0, compute, place=False).even
+    even = kernels.row_stats(z, index, weight, 1.0, compute, argmax=False).fall
     exact = ((z.astype(np.longdouble) - 7.5) * compute.type(weight)).sum()
     assert abs(even.item() - exact) <= 32 * abs(exact) * np.finfo(compute).eps / 2
 
@@ -252,8 +252,8 @@ def test_ties_are_counted_and_the_first_is_the_place(kernels, classes):
     rng = np.random.default_rng(0)
     z = np.where(rng.random((8, classes)) < 0.1, 5, -100).astype(np.float32)
     z[:, rng.integers(classes)] = 5
-    found = kernels.row_stats(z, np.zeros((8, 1), int), None, 1.0, np.dtype("f4"), place=True)
-    np.testing.assert_array_equal(found.place[:, 0], z.argmax(1))
+    found = kernels.row_stats(z, np.zeros((8, 1), int), None, 1.0, np.dtype("f4"), argmax=True)
+    np.testing.assert_array_equal(found.argmax[:, 0], z.argmax(1))
     np.testing.assert_array_equal(found.rest[:, 0], (z == 5).sum(1) - 1)
 
 
@@ -294,7 +294,7 @@ def test_a_number_for_all_is_as_good_as_memory_full_of_it(kernels, classes, dtyp
     z, compute = (4 * rng.standard_normal((6, classes))).astype(dtype), compute_dtype(dtype)
     index = rng.integers(0, classes, (6, 1))
     sums = [
-        kernels.row_stats(z, index, weight, 1.0, compute, place=False).even
+        kernels.row_stats(z, index, weight, 1.0, compute, argmax=False).fall
         for weight in (0.3, np.full(classes, 0.3, compute))
     ]
     np.testing.assert_array_equal(*sums)
@@ -314,8 +314,8 @@ def test_any_order_of_axes_reaches_every_row(kernels):
     index = np.zeros((2, 3, 2, 2, 1), int)
     for order in itertools.permutations(range(4)):
         view = np.ascontiguousarray(z.transpose(*order, 4)).transpose(*np.argsort(order), 4)
-        found = kernels.row_stats(view, index, None, 1.0, np.dtype("f4"), place=True)
-        np.testing.assert_array_equal(found.place[..., 0], z.argmax(-1))
+        found = kernels.row_stats(view, index, None, 1.0, np.dtype("f4"), argmax=True)
+        np.testing.assert_array_equal(found.argmax[..., 0], z.argmax(-1))
 
 
 # --- the loss by these kernels

@@ -19,13 +19,13 @@ pytestmark = [
 ]
 
 
-def launched(z, into=None, *, number=0, stream=0, weight=None, place=False):
+def launched(z, into=None, *, number=0, stream=0, weight=None, argmax=False):
     """What is asked for to read rows, or to write their gradient."""
     recorder, memory = Recorder(), NumpyMemory(number, stream)
     kernels, shape = Kernels(memory, recorder), (*z.shape[:-1], 1)
     compute, index = compute_dtype(z.dtype.type), np.zeros(shape, np.int64)
     if into is None:
-        kernels.row_stats(z, index, weight, 1.0, compute, place=place)
+        kernels.row_stats(z, index, weight, 1.0, compute, argmax=argmax)
     else:
         ones, nothing = np.ones(shape, compute), {"even": None, "weight": None, "kept": None}
         numbers = {"top": ones, "pull": ones, "index": index, "chosen": ones}
@@ -50,7 +50,7 @@ def test_the_arrays_device_and_stream_are_used():
 
 
 def test_what_is_asked_for_has_an_address():
-    ((*_, arguments),) = launched(np.zeros((3, 100)), weight=np.ones(100), place=True)
+    ((*_, arguments),) = launched(np.zeros((3, 100)), weight=np.ones(100), argmax=True)
     assert all(arguments[9:])
 
 
@@ -189,7 +189,7 @@ def test_cupys_arrays(monkeypatch):
     raw = np.zeros(45, np.uint8).view(CupysArray)
     assert not kernels.serves(raw[1:].view(np.float32))
     assert not kernels.serves(np.ndarray.__new__(CupysArray, (3, 2), "f4", raw, 0, (10, 4)))
-    kernels.row_stats(z, index, None, 1.0, np.dtype("f4"), place=True)
+    kernels.row_stats(z, index, None, 1.0, np.dtype("f4"), argmax=True)
     ((number, stream, form, arguments),) = recorder.launches
     assert (number, stream, form.kernel) == (2, 0xABC, "wide_stats_float32")
     assert arguments[:10] == (address(z), 0, 400, 2, 3, 3, 200, 1.0, 0.0, 0)

@@ -82,18 +82,20 @@ def test_statistics(gpu, dtype, classes):
     compute = compute_dtype(DTYPES[dtype])
     inside, _ = scattered(gpu, z, 77)
     index = gpu.make(target[:, None])
-    found = gpu.kernels.row_stats(inside, index, 0.5, 1.0, gpu.dtype(compute.name), place=True)
-    top, rest, picked, even, place = (gpu.numpy(x)[:, 0].astype(np.longdouble) for x in found[:5])
+    found = gpu.kernels.row_stats(inside, index, 0.5, 1.0, gpu.dtype(compute.name), argmax=True)
+    top, rest, picked, weighted, argmax = (
+        gpu.numpy(x)[:, 0].astype(np.longdouble) for x in found[:5]
+    )
     wide = z.astype(np.longdouble)
     fall = wide - wide.max(1, keepdims=True)
     others = np.exp(fall)
     others[np.arange(ROWS), z.argmax(1)] = 0
     unit = 32 * np.finfo(compute).eps / 2
     np.testing.assert_array_equal(top, wide.max(1))
-    np.testing.assert_array_equal(place, z.argmax(1))
+    np.testing.assert_array_equal(argmax, z.argmax(1))
     np.testing.assert_allclose(rest, others.sum(1), rtol=unit)
     np.testing.assert_allclose(picked, fall[np.arange(ROWS), target], rtol=unit)
-    np.testing.assert_allclose(even, 0.5 * fall.sum(1), rtol=unit)
+    np.testing.assert_allclose(weighted, 0.5 * fall.sum(1), rtol=unit)
 
 
 @pytest.mark.parametrize("in_place", [False, True])

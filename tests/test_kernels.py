@@ -61,18 +61,18 @@ def test_statistics_against_exact_sums(classes, dtype, layout):
     z = laid_out((4 * rng.standard_normal((5, classes))).astype(dtype), layout)
     index, weight = rng.integers(0, classes, (5, 1)), rng.random(classes)
     compute, unit = compute_dtype(dtype), unit_of(dtype)
-    found = KERNELS.row_stats(z, index, weight.astype(compute), 1.0, compute, place=True)
+    found = KERNELS.row_stats(z, index, weight.astype(compute), 1.0, compute, argmax=True)
     exact = z.astype(np.longdouble)
     top, place = exact.max(-1, keepdims=True), exact.argmax(-1)[:, None]
     fall = exact - top
     others = np.exp(fall)
     np.put_along_axis(others, place, 0, -1)
     np.testing.assert_array_equal(found.top, top.astype(compute))
-    np.testing.assert_array_equal(found.place, place)
+    np.testing.assert_array_equal(found.argmax, place)
     np.testing.assert_array_equal(found.picked, np.take_along_axis(fall, index, -1).astype(compute))
     rest, even = others.sum(-1, keepdims=True), (fall * weight.astype(compute)).sum(-1)[:, None]
     np.testing.assert_allclose(found.rest.astype(np.longdouble), rest, rtol=32 * unit)
-    np.testing.assert_allclose(found.even.astype(np.longdouble), even, rtol=32 * unit)
+    np.testing.assert_allclose(found.fall.astype(np.longdouble), even, rtol=32 * unit)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

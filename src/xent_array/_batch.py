@@ -94,7 +94,10 @@ _templates: dict[Any, Batch] = {}
 
 
 def _signature(logits: Array, target: Array, options: Options) -> Any:
-    """All that a batch follows from but values; None: not to be told, or more than these arrays."""
+    """A hashable key of all that a batch depends on but values.
+
+    None: the backend has none for such arrays, or an option is an array too.
+    """
     backend = backend_of("logits", logits)
     arrays = backend.signature(logits, target)
     if arrays is None or holds_arrays(options) or options.on_empty == "raise":
@@ -131,9 +134,10 @@ def _renewed(template: Batch, logits: Array, target: Array, options: Options) ->
 
 
 def lend(batch: Batch) -> Batch | None:
-    """The same batch for what evaluates it in the place of its library, constant to that.
+    """The same batch on the evaluator's arrays, like NumPy's views of tensors on the CPU.
 
-    None: its library does, or an array is of a kind that the other does not know.
+    Its library does not differentiate that. None: the library evaluates it itself, or there is no
+    such view of an array.
     """
     if batch.lent is not None or batch.plans is not None:  # then it is known whether there is one
         return batch.lent
@@ -275,9 +279,9 @@ _NO_OTHERS = (None,) * (len(Arrays._fields) - 2)
 
 
 def apart(batch: Batch, kind: type) -> tuple[Batch, Arrays]:
-    """Part a batch from its arrays, which are of a `kind`; `together` undoes it.
+    """Split a batch into one without arrays, which can be hashed, and its arrays, of a `kind`.
 
-    The batch keeps its numbers. It holds nothing of the caller's, and can be hashed.
+    What an option gives as a number stays in the batch. `together` is the inverse.
     """
     held = arrays_of(batch)
     if NUMBERS.issuperset(map(type, held[2:])):

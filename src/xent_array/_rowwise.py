@@ -37,7 +37,7 @@ class Greatest(NamedTuple):
     """The greatest entry of a slab; the first NaN is the greatest, as it is to argmax."""
 
     value: Array
-    place: Array  # its class, the lowest among ties
+    argmax: Array  # its class, the lowest among ties
 
 
 class Slab(NamedTuple):
@@ -53,7 +53,7 @@ class Reading(NamedTuple):
 
     rows: TargetRows
     slab: Slab  # of whole rows
-    seen: Spread | Glance | None  # of whole rows; None where read in slabs, or long ago
+    seen: Spread | Glance | None  # of whole rows; None: read in slabs, or by an earlier call
 
 
 def read(batch: Batch, block: RowIndex, slabs: list[slice]) -> Reading:
@@ -94,17 +94,17 @@ def read_slab(
 def _read_by_kernel(batch: Batch, z: Array, rows: IndexRows, classes: slice) -> tuple[Slab, Glance]:
     """Read whole rows by a kernel."""
     assert batch.kernels is not None
-    top, rest, picked, fall, place = batch.kernels.row_stats(
+    top, rest, picked, fall, argmax = batch.kernels.row_stats(
         z,
         rows.index,
         rows.q.even_share(),
         batch.logit_scale,
         batch.compute_dtype,
-        place=batch.return_stats,
+        argmax=batch.return_stats,
     )
     seen = Glance(top, rest, picked, fall)
     numbers = FourNumbers(top, rest, *rows.weigh(seen, classes))
-    return Slab(numbers, None if place is None else Greatest(top, place), None), seen
+    return Slab(numbers, None if argmax is None else Greatest(top, argmax), None), seen
 
 
 def merge_slabs(batch: Batch, a: Slab, b: Slab) -> Slab:
@@ -126,7 +126,7 @@ def _greater(xp: Any, a: Greatest | None, b: Greatest | None) -> Greatest | None
     if a is None or b is None:
         return None
     higher = (b.value > a.value) | (xp.isnan(b.value) & ~xp.isnan(a.value))
-    return Greatest(xp.where(higher, b.value, a.value), xp.where(higher, b.place, a.place))
+    return Greatest(xp.where(higher, b.value, a.value), xp.where(higher, b.argmax, a.argmax))
 
 
 def conclude(batch: Batch, block: RowIndex, reading: Reading) -> tuple[Array, Sequence[Array]]:
@@ -141,7 +141,7 @@ def conclude(batch: Batch, block: RowIndex, reading: Reading) -> tuple[Array, Se
         loss = loss + batch.z_loss * (lse * lse) if batch.z_loss else loss
     stats: Sequence[Array] = ()
     if slab.prediction is not None:
-        prediction = slab.prediction.place
+        prediction = slab.prediction.argmax
         stats = Stats(lse, prediction, _correct(rows, prediction == _label(rows, slab)))
     if batch.sample_weight is not None:
         loss = loss * counted(xp, rows, factor_of(batch, batch.sample_weight, block))
@@ -212,7 +212,7 @@ def counted(xp: Any, rows: TargetRows, x: Array) -> Array:
 def _label(rows: TargetRows, slab: Slab) -> Array:
     """The class that counts as correct."""
     if slab.label is not None:
-        return slab.label.place
+        return slab.label.argmax
     assert isinstance(rows, IndexRows)
     return rows.index
 

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Spread(NamedTuple):
-    """A slab of logits below its greatest: all that the target does not enter."""
+    """A slab of logits relative to the greatest of them, whatever the target."""
 
     top: Array  # the greatest logit, before scale
     rest: Array
@@ -64,7 +64,7 @@ class Spread(NamedTuple):
 
 
 class Glance(NamedTuple):
-    """What a kernel tells of whole rows: below their top only the entry at an index given to it."""
+    """What a kernel returns of whole rows: a `Spread`, but of `shifted` the target's entry only."""
 
     top: Array
     rest: Array

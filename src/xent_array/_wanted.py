@@ -55,7 +55,7 @@ class Smoothing(NamedTuple):
 
 
 class Pull(NamedTuple):
-    """What a row's gradient is made of, beside the row itself."""
+    """The terms of a row's gradient that hold for all its classes."""
 
     rest: Array
     mass: Scalar
@@ -100,7 +100,7 @@ class IndexTarget(NamedTuple):
         return IndexTarget(q, array, self.ignore_index, self.trusted, self.flat)
 
     def like(self, other: Any, array: Array) -> IndexTarget:
-        """The same with an array that lacks the class axis, of what another was found to hold."""
+        """The same with an array that lacks the class axis, and what was found of another."""
         return IndexTarget(self.q, array, other.ignore_index, other.trusted, flat=True)
 
     def rows(self, block: RowIndex, where: Array | None) -> IndexRows:

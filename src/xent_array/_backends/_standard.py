@@ -63,10 +63,10 @@ class Standard:
         return x
 
     def signature(self, logits: Array, target: Array) -> Any:
-        """What everything asked of both follows from, but for their values; None: no telling.
+        """A hashable key, of dtypes, layouts, devices and modes of this thread; None: not known.
 
-        How they lie in memory is part of it, and the modes of this thread. It can be hashed, and
-        holds nothing of the arrays.
+        All questions below have the same answers for arrays of equal keys, but for their values.
+        It holds nothing of the arrays.
         """
         return None
 

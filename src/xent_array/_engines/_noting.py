@@ -1,6 +1,6 @@
-"""The loss on columns, in the place of arrays: what it asks of them is noted in a ledger.
+"""The loss is traced: evaluated on symbolic columns, which note the operations in a ledger.
 
-See `_kernels.columns`; what is made of it is the business of `host` and `device`.
+See `_kernels.columns`. `host` makes a program of a ledger, `device` launches.
 """
 
 from __future__ import annotations
@@ -209,8 +209,8 @@ def results_on_columns(
 ) -> Results:
     """Do some work on a batch with columns for arrays, those of the batch and what was kept.
 
-    `column` makes one by its name, of an array and of what there is one number of. None and numbers
-    stay what they are.
+    `column(name, array, extent)` makes a symbolic column, whose extent is what there is one number
+    of: each row, each class, or one for all. None and numbers stay what they are.
     """
     places = len(Arrays._fields) - 1
     columns = [

@@ -37,9 +37,10 @@ _NEUTRAL = {"smoothing": 0.0, "logit_scale": 1.0, "z_loss": 0.0}
 
 
 def serves(batch: Batch) -> bool:
-    """Whether a compiler sees a batch whose rows kernels read when its code runs.
+    """Whether torch.compile traces a call whose rows kernels will read.
 
-    Then they may be gone, or find memory that is not aligned; array code does the same.
+    Should they be gone when the code runs, or the memory not be aligned, the operator runs array
+    code.
     """
     if not is_compiled() or forward_ad._current_level >= 0 or not suits_kernels(batch):
         return False
@@ -191,8 +192,10 @@ def _picked(batch: Batch, top: torch.Tensor) -> torch.Tensor:
     return picked
 
 
-# --- the operators; compilers keep code on disk that calls them, so who gives one other arguments
-# gives it another name
+# --- the operators
+#
+# Compiled code that lies on disk calls them by their names: with other arguments, or of another
+# meaning, an operator must have another name.
 
 #: A batch that is taken apart, as an operator is given it beside what is its own.
 _SCHEMA = (

@@ -119,10 +119,10 @@ def _flat(batch: Batch, slab: Slab) -> list[Array | None]:
 
 
 def _slab(columns: Iterable[Array | None]) -> Slab:
-    top, rest, mass, dot, value, place, probability, label = columns
+    top, rest, mass, dot, value, argmax, probability, label = columns
     return Slab(
         FourNumbers(top, rest, mass, dot),
-        None if value is None else Greatest(value, place),
+        None if value is None else Greatest(value, argmax),
         None if probability is None else Greatest(probability, label),
     )
 

@@ -262,7 +262,7 @@ class Noted:
         scale: float,
         dtype: str,
         *,
-        place: bool,
+        argmax: bool,
     ) -> RowStats:
         ledger = self._ledger
         weights: Sequence[Cell | None] = (None,)
@@ -272,17 +272,17 @@ class Noted:
             weights = ledger.settle([(weight, CLASSES)])
         ledger.add_up()  # what the gradient may have to know, if it is to be one look with this
         top, rest, picked = (ledger.fresh(dtype) for _ in range(3))
-        even = None if weight is None else ledger.fresh(dtype)
-        at = ledger.fresh("int64") if place else None
-        columns = [None if x is None else x.cell for x in (top, rest, picked, even, at)]
+        fall = None if weight is None else ledger.fresh(dtype)
+        at = ledger.fresh("int64") if argmax else None
+        columns = [None if x is None else x.cell for x in (top, rest, picked, fall, at)]
         share, _ = number_apart(weight)
         given = Given((scale, share), weights, columns)
         steps = ledger.index_steps(index) if is_one_launch(z.shape, z.rows) else None
         if steps is None:
             columns += ledger.settle([(index, ROWS)])
-        self._looked = _Looked(index, given, (top, rest, picked, even), len(ledger.launches))
+        self._looked = _Looked(index, given, (top, rest, picked, fall), len(ledger.launches))
         ledger.launches += launches_of("stats", z.shape, (z.rows,), given, steps)
-        return RowStats(top, rest, picked, even, at)
+        return RowStats(top, rest, picked, fall, at)
 
     def row_grad(
         self,
@@ -301,23 +301,23 @@ class Noted:
         ledger, vector = self._ledger, None
         if weight is not None and even is not None:
             (vector,) = ledger.settle([(weight, CLASSES)])
-        owed, even = number_apart(even)
-        named = {"pull": pull, "owed": even, "chosen": chosen, "kept": kept}
+        common, even = number_apart(even)
+        named = {"pull": pull, "even": even, "chosen": chosen, "kept": kept}
         numbers = {name: x for name, x in named.items() if isinstance(x, Column)}
-        if self._fused(z, into, owed, vector, numbers):
+        if self._fused(z, into, common, vector, numbers):
             return
         numbers |= {"top": top, "index": index}
         settled = ledger.settle([(x, ROWS) for x in numbers.values()])
         cells = dict(zip(numbers, settled, strict=True))
-        columns = [cells.get(name) for name in ("top", "pull", "owed", "index", "chosen", "kept")]
-        given = Given((scale, owed), (vector,), columns)
+        columns = [cells.get(name) for name in ("top", "pull", "even", "index", "chosen", "kept")]
+        given = Given((scale, common), (vector,), columns)
         ledger.launches += launches_of("grad", z.shape, (z.rows, into.rows), given)
 
     def _fused(
         self,
         z: Logits,
         into: Logits,
-        owed: float,
+        common: float,
         vector: Cell | None,
         numbers: dict[str, Column],
     ) -> bool:
@@ -330,7 +330,7 @@ class Noted:
         if steps is None:
             return False
         factors, weights, columns = looked.given
-        both = Given((*factors, owed), (*weights, vector), columns[:5])
+        both = Given((*factors, common), (*weights, vector), columns[:5])
         one = fused(z.shape, (z.rows, into.rows), both, steps, self._keeps)
         if one is not None:
             ledger.launches[-1] = one

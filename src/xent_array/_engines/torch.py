@@ -26,7 +26,7 @@ from xent_array._engines._torch_constant import (
 )
 from xent_array._evaluate import Kept, Result
 
-#: In the place of what a gradient needs of each row, where there is the gradient.
+#: In the place of `Kept.seen`, where the gradient itself is kept.
 _UNSEEN: Sequence[Any] = (None,) * 4
 
 

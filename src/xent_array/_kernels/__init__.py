@@ -30,8 +30,8 @@ class RowStats(NamedTuple):
     top: Array
     rest: Array
     picked: Array  # scale·(z - top) at the index
-    even: Array | None  # the sum of weight·scale·(z - top)
-    place: Array | None  # of the greatest logit, the lowest among ties
+    fall: Array | None  # the sum of weight·scale·(z - top)
+    argmax: Array | None  # the class of the greatest logit, the lowest among ties
 
 
 class Kernels(Protocol):
@@ -52,9 +52,9 @@ class Kernels(Protocol):
         scale: float,
         dtype: Any,
         *,
-        place: bool,
+        argmax: bool,
     ) -> RowStats:
-        """Read rows of logits; `weight`, of each class or of all, and `place` if asked for."""
+        """Read rows of logits; `weight`, of each class or of all, and `argmax` if asked for."""
 
     def row_grad(
         self,
@@ -130,8 +130,8 @@ def _cuda(producer: cuda.Producer) -> tuple[cuda.Kernels | None, str | None]:
     return cuda.Kernels(producer, nvrtc), None
 
 
-#: Parts of an array in host memory that one stride reaches, and rows of one: more of fewer take
-#: longer to call for than array code takes for all.
+#: A kernel is called for each part of an array that one stride reaches. More parts than this, of
+#: fewer rows each, take longer than array code.
 _PARTS, _PART_ROWS = 16, 64
 
 

@@ -170,18 +170,18 @@ def agreed(top, rest):
 
 
 @compiled
-def place_of(row, top, rest):
+def argmax_of(row, top, rest):
     """Where a row has its top, or its first NaN."""
-    place = -1
+    argmax = -1
     for j in range(len(row)):
         v = widen(row[j])
         if v != v:
             return j
-        if v == top and place < 0:
-            place = j
+        if v == top and argmax < 0:
+            argmax = j
             if rest == rest:
                 break
-    return place
+    return argmax
 
 
 # --- memory

@@ -68,20 +68,26 @@ STEP = np.dtype([(name, np.int64) for name in ("operation", "to", "a", "b", "c")
 #: What segments of a program go through: the rows, the classes, or nothing but once.
 ROWS, CLASSES, ONE = range(3)
 
-#: A segment: which steps are done before it looks at rows (if it does), then before it writes their
-#: gradients (if it does), and after that; of which vectors it finds the fall and owes a part, -1
-#: being none; whether it asks for the place of the top, and whether there are rows that are not
-#: kept; to which sums it adds, a bit for each.
+#: A segment of a program:
+#: `extent`, what it goes through;
+#: `start`, `look`, `write`, `stop`, where its steps begin: those before it reads rows of logits,
+#: before it writes their gradients, and after that; and where they end;
+#: `looks`, `writes`, whether it reads rows, and whether it writes their gradients;
+#: `fall`, the vector of class weights in the sum of weight·scale·(z - top), or -1: no such sum;
+#: `even`, the vector of class weights that shares of smoothing are times, or -1: no smoothing;
+#: `argmax`, whether the class of the greatest logit is asked for;
+#: `keeps`, whether there are rows that do not count;
+#: `adds`, the sums that it adds to, a bit for each.
 FIELDS = (
     *("extent", "start", "look", "write", "stop", "looks", "writes"),
-    *("fall", "owed", "place", "keeps", "adds"),
+    *("fall", "even", "argmax", "keeps", "adds"),
 )
 SEGMENT = np.dtype([(name, np.int64) for name in FIELDS])
 
 #: The registers of what kernels find in rows, and of what they make gradients of; the first of
 #: those that are free.
-TOP, REST, PICKED, FALL, PULL, OWED, CHOSEN, FREE = range(8)
-INDEX, PLACE, KEPT, WHOLE_FREE = range(4)
+TOP, REST, PICKED, FALL, PULL, EVEN, CHOSEN, FREE = range(8)
+INDEX, ARGMAX, KEPT, WHOLE_FREE = range(4)
 
 
 @compiled

@@ -10,11 +10,11 @@ The kernel does the segments of a program (see `steps`). One that goes through t
 at a time, and does steps with their numbers (`_machine`). In between it may look at their logits z:
 with s the scale, an index per row, and w a vector of the classes it finds
 
-    top, rest, s·(z_index - top), sum_j w_j·s·(z_j - top) and the place of the top,
+    top, rest, s·(z_index - top), sum_j w_j·s·(z_j - top) and the argmax,
 
 the last two where asked for. Then it may write their gradients, with v another vector
 
-    exp(s·(z_j - top))·pull - owed·v_j, and at the index a number that was chosen.
+    exp(s·(z_j - top))·pull - even·v_j, and at the index a number that was chosen.
 
 What these mean is the business of whoever wrote the program. A look may leave the exponentials in
 the memory of the gradient, or those of few classes in its own, which then are not taken twice.
@@ -38,6 +38,7 @@ from xent_array._kernels._lanes import (
     add_below,
     add_weighted,
     agreed,
+    argmax_of,
     bare,
     compiled,
     copy,
@@ -47,7 +48,6 @@ from xent_array._kernels._lanes import (
     line,
     multiply,
     multiply_each,
-    place_of,
     raise_to,
     raise_to_four,
     scale_to,
@@ -59,14 +59,14 @@ from xent_array._kernels._lanes import (
     widen_to,
 )
 from xent_array._kernels._machine import (
+    ARGMAX,
     CHOSEN,
     CLASSES,
+    EVEN,
     FALL,
     INDEX,
     KEPT,
-    OWED,
     PICKED,
-    PLACE,
     PULL,
     REST,
     ROWS,
@@ -158,7 +158,7 @@ def first_top(z, room):
 
 
 @compiled
-def look_along(z, into, first, n, ahead, how, weight, place, registers, room):
+def look_along(z, into, first, n, ahead, how, weight, argmax, registers, room):
     """Look at some rows; the top of each is found one row ahead, that of the next is returned.
 
     What waits for the end of a maximum is summed meanwhile.
@@ -181,8 +181,8 @@ def look_along(z, into, first, n, ahead, how, weight, place, registers, room):
         if weight.size:
             fall = fall_of(z, i, whole, classes, last, weight, last_weight, here, scale)
             reals[FALL, k] = fall
-        if place:
-            wholes[PLACE, k] = place_of(row, top, rest)
+        if argmax:
+            wholes[ARGMAX, k] = argmax_of(row, top, rest)
     return ahead
 
 
@@ -202,12 +202,12 @@ def write_along(z, into, first, n, how, weight, keeps, registers, room):
             for j in range(classes):
                 grad[j] = 0
             continue
-        pull, owed, index = reals[PULL, k], reals[OWED, k], wholes[INDEX, k]
+        pull, even, index = reals[PULL, k], reals[EVEN, k], wholes[INDEX, k]
         if left:  # in the dtype that is computed in: none are left in a half one
             for start in range(0, classes, STRETCH):
                 length = min(STRETCH, classes - start)
                 if weight.size:
-                    scale_to(shares, owed, weight[start : start + length])
+                    scale_to(shares, even, weight[start : start + length])
                 multiply(line(into, first + k, start, length), pull, shares)
             grad[index] = reals[CHOSEN, k]
             continue
@@ -215,12 +215,12 @@ def write_along(z, into, first, n, how, weight, keeps, registers, room):
         slope[:] = pull
         for start in range(0, whole, LANES):
             if weight.size:
-                scale_to(share, owed, weight[start : start + LANES])
+                scale_to(share, even, weight[start : start + LANES])
             differentiate(buffer, line(z, first + k, start, LANES), high, scale, slope, share)
             copy(line(into, first + k, start, LANES), buffer)
         widen_to(last, line(z, first + k, whole, classes - whole))
         if weight.size:
-            scale_to(share, owed, weight[whole:])
+            scale_to(share, even, weight[whole:])
         differentiate(buffer, last, high, scale, slope, share)
         copy(grad[whole:], buffer)
         grad[index] = narrow(reals[CHOSEN, k], grad[0])
@@ -268,7 +268,7 @@ def store_tile(tile, into, row, rows, start, width):
 
 
 @compiled
-def look_across(z, row, here, scale, weight, leaves, place, registers, tile):
+def look_across(z, row, here, scale, weight, leaves, argmax, registers, tile):
     """Look at some rows, as many as there are lanes at most.
 
     Of all classes the exponentials may be left in the tile, if they fit.
@@ -311,8 +311,8 @@ def look_across(z, row, here, scale, weight, leaves, place, registers, tile):
         reals[PICKED, k] = scale * (widen(z[row + k, wholes[INDEX, k]]) - high[k])
         if weight.size:
             reals[FALL, k] = settled(fall[k], fall_lost[k])
-        if place:
-            wholes[PLACE, k] = place_of(z[row + k], high[k], rest)
+        if argmax:
+            wholes[ARGMAX, k] = argmax_of(z[row + k], high[k], rest)
 
 
 @compiled
@@ -325,7 +325,7 @@ def write_across(z, into, row, here, scale, weight, left, keeps, registers, tile
     classes = z.shape[1]
     lanes = np.empty((2, LANES), reals.dtype)
     share, buffer, nothing = lanes[0], lanes[1], reals.dtype.type(0)
-    high, slope, owed = reals[TOP], reals[PULL], reals[OWED]
+    high, slope, even = reals[TOP], reals[PULL], reals[EVEN]
     # Adjacent rows need no tile: nothing of them is read twice.
     direct = here == LANES and z.strides[0] == z.itemsize and into.strides[0] == z.itemsize
     share[:] = 0
@@ -335,7 +335,7 @@ def write_across(z, into, row, here, scale, weight, left, keeps, registers, tile
             load_tile(tile, z, row, here, start, width)
         for c in range(width):
             if weight.size:
-                scale_to(share, weight[start + c], owed)
+                scale_to(share, weight[start + c], even)
             if left:
                 multiply_each(buffer, tile[c], slope, share)
             elif direct:
@@ -382,8 +382,9 @@ def phase_of(segment, phase):
 def running(along, helpers):
     """Make a kernel that does some segments of a program with rows of logits.
 
-    Lanes run along the classes, `some` rows being taken at a time, or are rows. These rows begin at
-    one place in what is given of them and at another in the results; sums are those of a `share`.
+    `along`: a lane is a class, and `some` rows are taken at a time; else a lane is a row.
+    `at` and `to_at` are where these rows begin in what is given of each row, and in the results.
+    What is summed goes to the sums of a `share`, one for each thread.
 
     Numba keeps a kernel on disk as long as this file and what the kernel encloses are the same:
     `helpers` tells of the files of what it calls.
@@ -443,11 +444,11 @@ def running(along, helpers):
         none, how, ahead = numbers[:0], (leaves, fetches, scale), numbers.dtype.type(0)
         tile = np.empty((0 if along else min(TILE, classes), LANES), numbers.dtype)
         for segment in segments:
-            of_rows, place, keeps = segment.extent == ROWS, segment.place, segment.keeps
+            of_rows, argmax, keeps = segment.extent == ROWS, segment.argmax, segment.keeps
             count = rows if of_rows else classes if segment.extent == CLASSES else 1
             most = some if of_rows else LANES
             heavy = vectors[segment.fall] if segment.fall >= 0 else none
-            owing = vectors[segment.owed] if segment.owed >= 0 else none
+            shares_of = vectors[segment.even] if segment.even >= 0 else none
             left = classes <= TILE and segment.looks and segment.writes
             added[:] = 0
             if along:  # noqa: SIM102 a branch that numba does not compile
@@ -463,14 +464,16 @@ def running(along, helpers):
                     if along:
                         if phase == 0 and segment.looks:
                             ahead = look_along(
-                                z, into, first, here, ahead, how, heavy, place, both, room
+                                z, into, first, here, ahead, how, heavy, argmax, both, room
                             )
                         elif phase == 1 and segment.writes:
-                            write_along(z, into, first, here, how, owing, keeps, both, room)
+                            write_along(z, into, first, here, how, shares_of, keeps, both, room)
                     elif phase == 0 and segment.looks:
-                        look_across(z, first, here, scale, heavy, left, place, both, tile)
+                        look_across(z, first, here, scale, heavy, left, argmax, both, tile)
                     elif phase == 1 and segment.writes:
-                        write_across(z, into, first, here, scale, owing, left, keeps, both, tile)
+                        write_across(
+                            z, into, first, here, scale, shares_of, left, keeps, both, tile
+                        )
             keep_sums(sums, share, segment.adds, min(most, count), added)
 
     return run

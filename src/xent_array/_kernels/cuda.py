@@ -141,18 +141,18 @@ class Kernels:
         scale: float,
         dtype: Any,
         *,
-        place: bool,
+        argmax: bool,
     ) -> RowStats:
         """Read rows of logits; see `_kernels.Kernels`."""
         shape, producer = index.shape, self.producer
         with producer.current(z) as stream:
             top, rest, picked = (producer.empty(shape, dtype, z) for _ in range(3))
-            even = None if weight is None else producer.empty(shape, dtype, z)
-            where = producer.empty(shape, index.dtype, z) if place else None
-            columns = (top, rest, picked, even, where, self._line(index, shape))
+            fall = None if weight is None else producer.empty(shape, dtype, z)
+            where = producer.empty(shape, index.dtype, z) if argmax else None
+            columns = (top, rest, picked, fall, where, self._line(index, shape))
             share, weight = number_apart(weight)
             self._launch("stats", stream, (z,), Given((scale, share), (weight,), columns))
-        return RowStats(top, rest, picked, even, where)
+        return RowStats(top, rest, picked, fall, where)
 
     def row_grad(
         self,
@@ -172,10 +172,10 @@ class Kernels:
         shape = top.shape
         with self.producer.current(z) as stream:
             weight = None if even is None else weight
-            owed, even = number_apart(even)
+            common, even = number_apart(even)
             numbers = (top, pull, even, index, chosen, kept)
             columns = tuple(self._line(x, shape) for x in numbers)
-            self._launch("grad", stream, (z, into), Given((scale, owed), (weight,), columns))
+            self._launch("grad", stream, (z, into), Given((scale, common), (weight,), columns))
 
     def _launch(
         self, work: str, stream: int, arrays: tuple[Array, ...], given: Given[Array]
@@ -287,7 +287,7 @@ def _is_plain(work: str, given: Given[Cell]) -> bool:
     (scale, *others), columns = given.factors, given.columns
     if work == "grad":  # an even share, of all rows or of each
         return scale == 1.0 and others == [0.0] and columns[2] is None
-    # The sum of w·(z - top), and the place of the top; an even share of all rows.
+    # The sum of w·(z - top), and the argmax; an even share of all rows.
     return scale == 1.0 and [*columns[3:5]] == [None, None] and others[1:] in ([], [0.0])
 
 
@@ -321,7 +321,7 @@ def fused(
     copies, most = (2, _KEPT) if part <= _KEPT else (4, 2 * _KEPT)
     kept = min(part + 16, most) // 16 * 16
     form = Form(f"fused{blocks}_{dtype}", walk.rows * blocks, _SHARERS)
-    plain = _is_plain("fused", given) and "slope.owed" not in steps.code
+    plain = _is_plain("fused", given) and "slope.even" not in steps.code
     code = f"{PLAIN * plain}{steps.code}FUSED({blocks}, {copies}, {dtype}, {TYPES[dtype]})\n"
     one = launching(form, code, LAYOUTS["fused"], _parameters(walk, classes, arrays, given))
     return _with_steps(one, steps)._replace(shared=kept)

@@ -153,9 +153,9 @@ class Launches(Ledger):
     def steps(
         self, index: Column, results: dict[str, Column], given: dict[str, Column]
     ) -> Launch | None:
-        """The same, and steps that make results of what the look told: columns by some names.
+        """`index_steps`, and code that makes the named `results` of the numbers of a row.
 
-        None where they must know a sum first.
+        None where one of them must know a sum first.
         """
         if any(_totals_of(index)) or any(any(self._missing(x)) for x in results.values()):
             return None

@@ -14,10 +14,10 @@ template <class S, class R, class Steps> struct Fused {
   S* to;
   i64 to_outer_step, to_inner_step, to_class_step;
   i64 inner, count, classes;
-  double scale, share, owed;
+  double scale, share, even;
   const R *share_of, *weight;
   R *top, *rest, *picked, *fall;
-  i64* place;
+  i64* argmax;
   Steps steps;
 };
 
@@ -91,7 +91,7 @@ DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
   const i64 index = leads ? call.steps.index_of(row) : 0;
   const R at_index = leads ? R(widen(z[index])) : R(0);
   Seen<S, R, true> seen(scale, {call.share_of, R(call.share)}, call.fall != nullptr,
-                     call.place != nullptr);
+                     call.argmax != nullptr);
   if (rank == 0) {
     call.steps.add_totals(totals);
     Ends<S>(z, head, tail, classes).take(seen);
@@ -107,10 +107,10 @@ DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
   if (rank == 0 && thread < 32) {
     known = joined(shared.known[thread % K], K, scale);
     if (thread == 0) {
-      const Found<R> found = {call.top, call.rest, call.picked, call.fall, call.place};
+      const Found<R> found = {call.top, call.rest, call.picked, call.fall, call.argmax};
       R numbers[4];
       found.put(row, at_index, scale, known, numbers);
-      Slope<R> slope = {scale, known.top, 0, R(call.owed), 0, index, true, {call.weight, R(1)}};
+      Slope<R> slope = {scale, known.top, 0, R(call.even), 0, index, true, {call.weight, R(1)}};
       call.steps.carry_out(row, totals, index, numbers, slope);
       for (u32 other = 0; other < K; other++) *of_rank<K>(&shared.slope, other) = slope;
     }

@@ -89,16 +89,16 @@ class Kernels(NamedTuple):
         scale: float,
         dtype: Any,
         *,
-        place: bool,
+        argmax: bool,
     ) -> RowStats:
         """Read rows of logits; see `_kernels.Kernels`."""
         if isinstance(weight, float):
             weight = np.full(z.shape[-1], weight, dtype)
-        program = _stats_program(dtype.name, scale, falls=weight is not None, place=place)
+        program = _stats_program(dtype.name, scale, falls=weight is not None, argmax=argmax)
         found = self.run(program, z, z, {"index": index, "weight": weight})
         top, rest, picked, *more = (x.reshape(index.shape) for x in found)
         fall = None if weight is None else more.pop(0)
-        return RowStats(top, rest, picked, fall, more.pop() if place else None)
+        return RowStats(top, rest, picked, fall, more.pop() if argmax else None)
 
     def row_grad(
         self,
@@ -119,7 +119,7 @@ class Kernels(NamedTuple):
         if kept is not None:
             given["where"] = np.broadcast_to(kept, top.shape)
         if even is not None:
-            given["owed"] = np.broadcast_to(np.asarray(even, top.dtype), top.shape)
+            given["even"] = np.broadcast_to(np.asarray(even, top.dtype), top.shape)
             if weight is not None:
                 given["weight"] = weight
         self.run(_grad_program(top.dtype.name, scale, frozenset(given)), z, into, given)
@@ -239,11 +239,11 @@ def _memory(program: Program, rows: int, classes: int, most: int, given: Given) 
 
 
 @cache
-def _stats_program(dtype: str, scale: float, *, falls: bool, place: bool) -> Program:
+def _stats_program(dtype: str, scale: float, *, falls: bool, argmax: bool) -> Program:
     steps = Steps(dtype)
     index = steps.given("index", WHOLE, ROWS)
     weight = steps.given("weight", REAL, CLASSES) if falls else None
-    found = steps.row_stats(None, index, weight, scale, dtype, place=place)
+    found = steps.row_stats(None, index, weight, scale, dtype, argmax=argmax)
     return steps.program([x for x in found if x is not None])
 
 
@@ -256,7 +256,7 @@ def _grad_program(dtype: str, scale: float, names: frozenset[str]) -> Program:
         scale,
         top=steps.given("top", REAL, ROWS),
         pull=steps.given("pull", REAL, ROWS),
-        even=steps.given("owed", REAL, ROWS) if "owed" in names else None,
+        even=steps.given("even", REAL, ROWS) if "even" in names else None,
         weight=steps.given("weight", REAL, CLASSES) if "weight" in names else None,
         index=steps.given("index", WHOLE, ROWS),
         chosen=steps.given("chosen", REAL, ROWS),

@@ -45,7 +45,7 @@ template <bool TOGETHER> struct Team {
 template <class R> struct Known {
   R top, below;   // the greatest, and the sum of the exponentials of those that are less
   R fall, heavy;  // the sums of w·(z - top) and of w
-  i64 place;      // of the first entry that equals the top, or of the first NaN
+  i64 argmax;     // of the first entry that equals the top, or of the first NaN
   u32 ties;       // how many equal the top
 
   // See all of it from the top of more entries; by two steps, see `Seen::move`.
@@ -54,7 +54,7 @@ template <class R> struct Known {
     const R fallen = exponential(scaled(scale, top - high) / 2);
     below = (below + ties) * fallen * fallen;
     if (!PLAIN && heavy != 0) fall += heavy * (top - high);
-    if (high == high || top == top) place = NOWHERE;
+    if (high == high || top == top) argmax = NOWHERE;
     ties = 0;
   }
 };
@@ -75,18 +75,18 @@ template <class S, class R, bool TOGETHER> struct Seen {
 
   const R scale;
   const Numbers<R> weight;
-  const bool weighted, placed;  // the sum of w·(z - top), or the place of the top, is asked for
+  const bool weighted, ranked;  // the sum of w·(z - top), or the argmax, is asked for
   R base;
   Few top;
   Sum<R> below;  // of the exponentials of all entries but the top
-  i64 place;     // of the first entry that equals the top, or of the first NaN
+  i64 argmax;     // of the first entry that equals the top, or of the first NaN
   R mark;        // no entry is above it
   Sum<R> fall;   // of w·(z - mark)
   Sum<R> heavy;  // of w
 
-  DEVICE Seen(R scale, Numbers<R> weight, bool weighted, bool placed)
-      : scale(scale), weight(weight), weighted(weighted), placed(placed), base(lowest(R())),
-        below{0, 0}, place(NOWHERE), mark(lowest(R())), fall{0, 0}, heavy{0, 0} {
+  DEVICE Seen(R scale, Numbers<R> weight, bool weighted, bool ranked)
+      : scale(scale), weight(weight), weighted(weighted), ranked(ranked), base(lowest(R())),
+        below{0, 0}, argmax(NOWHERE), mark(lowest(R())), fall{0, 0}, heavy{0, 0} {
     const Vector v = impossible(S());
     memcpy(&top, &v, sizeof(top));
   }
@@ -95,7 +95,7 @@ template <class S, class R, bool TOGETHER> struct Seen {
   template <int N, class Number> DEVICE void take(const S (&entries)[N], const Number& number) {
     Few z[N / SIDES], low[N / SIDES];
     memcpy(z, entries, sizeof(z));
-    if (!PLAIN && placed) find(z, number);
+    if (!PLAIN && ranked) find(z, number);
 #pragma unroll
     for (int k = 0; k < N / SIDES; k++) {
       low[k] = lesser(top, z[k]);
@@ -140,14 +140,14 @@ template <class S, class R, bool TOGETHER> struct Seen {
   // once.
   template <int N, class Number> DEVICE void find(const Few (&z)[N], const Number& number) {
     const R before = greatest(top), high = greater(before, greatest_of(z));
-    if (high > before || (high != high && before == before)) place = NOWHERE;
+    if (high > before || (high != high && before == before)) argmax = NOWHERE;
     int first = -1;
 #pragma unroll
     for (int k = N * SIDES - 1; k >= 0; k--) {
       const R x = side(z[k / SIDES], k % SIDES);
       if (x == high || x != x) first = k;
     }
-    if (first >= 0) place = Least()(place, number(first));
+    if (first >= 0) argmax = Least()(argmax, number(first));
   }
 
   // Sums of differences must not cancel: the mark follows the team's top. No share of a class that
@@ -185,9 +185,9 @@ template <class S, class R, bool TOGETHER> struct Seen {
     }
     below.add(others);
     known.below = Us::all(below.value(), Adding());
-    if (!PLAIN && placed) {
+    if (!PLAIN && ranked) {
       const R high = greatest(top);
-      known.place = Us::all(high == known.top || high != high ? place : NOWHERE, Least());
+      known.argmax = Us::all(high == known.top || high != high ? argmax : NOWHERE, Least());
     }
     if (!PLAIN && weighted) {
       if (known.top != -endless<R>()) move_mark(known.top);
@@ -199,23 +199,23 @@ template <class S, class R, bool TOGETHER> struct Seen {
 };
 
 template <class R> struct Found {
-  R *top, *rest, *picked, *even;
-  i64* place;
+  R *top, *rest, *picked, *fall;
+  i64* argmax;
 
-  // `chosen` is the logit at the index. The numbers are those that are put, but for the place.
-  DEVICE void put(i64 row, R chosen, R scale, const Known<R>& known, R (&numbers)[4]) const {
+  // `logit` is the logit at the index. The numbers are those that are put, but for the argmax.
+  DEVICE void put(i64 row, R logit, R scale, const Known<R>& known, R (&numbers)[4]) const {
     const R high = known.top, none = high - high;  // NaN without a finite top
     numbers[0] = top[row] = high;
     numbers[1] = rest[row] = known.below + (R(known.ties) - 1) + none;
-    numbers[2] = picked[row] = scale * (chosen - high);
+    numbers[2] = picked[row] = scale * (logit - high);
     numbers[3] = scale * known.fall;
-    if (even) even[row] = numbers[3];
-    if (place) place[row] = known.place;
+    if (fall) fall[row] = numbers[3];
+    if (argmax) argmax[row] = known.argmax;
   }
 
-  DEVICE void put(i64 row, R chosen, R scale, const Known<R>& known) const {
+  DEVICE void put(i64 row, R logit, R scale, const Known<R>& known) const {
     R numbers[4];
-    put(row, chosen, scale, known, numbers);
+    put(row, logit, scale, known, numbers);
   }
 };
 
@@ -253,7 +253,7 @@ template <class R> DEVICE Known<R> joined(Known<R> known, u32 lanes, R scale) {
   known.below = among(lanes, known.below, Adding());
   known.ties = among(lanes, known.ties, Adding());
   if (PLAIN) return known;
-  known.place = among(lanes, known.place, Least());
+  known.argmax = among(lanes, known.argmax, Least());
   known.fall = among(lanes, known.fall, Adding());
   known.heavy = among(lanes, known.heavy, Adding());
   return known;
@@ -356,8 +356,8 @@ template <class S, class R, class Steps> struct Stats {
   i64 outer_step, inner_step, class_step, inner, count, classes;
   double scale, share;
   const R* weight;
-  R *top, *rest, *picked, *even;
-  i64* place;
+  R *top, *rest, *picked, *fall;
+  i64* argmax;
   Steps steps;
 
   DEVICE const S* row(i64 number) const {
@@ -366,10 +366,10 @@ template <class S, class R, class Steps> struct Stats {
   }
 
   template <bool TOGETHER> DEVICE Seen<S, R, TOGETHER> nothing_seen() const {
-    return {R(scale), {weight, R(share)}, even != nullptr, place != nullptr};
+    return {R(scale), {weight, R(share)}, fall != nullptr, argmax != nullptr};
   }
 
-  DEVICE Found<R> found() const { return {top, rest, picked, even, place}; }
+  DEVICE Found<R> found() const { return {top, rest, picked, fall, argmax}; }
 };
 
 // Of indices that are given; others are found by steps as in columns.cu.
@@ -418,7 +418,7 @@ template <class S, class R, class Steps> DEVICE void lane_stats(const Stats<S, R
 
 // What the gradient of a row is made of.
 template <class R> struct Slope {
-  R scale, top, pull, owed, chosen;
+  R scale, top, pull, even, chosen;
   i64 index;
   bool kept;
   Numbers<R> weight;
@@ -432,7 +432,7 @@ template <class R> struct Slope {
 
   template <class S> DEVICE S by_other(R z, i64 j) const {
     const R power = exponential_for(S(), scaled(scale, z - top));
-    return rounded<S>(PLAIN ? power * pull : power * pull - owed * weight[j]);
+    return rounded<S>(PLAIN ? power * pull : power * pull - even * weight[j]);
   }
 
   template <class S> DEVICE S rounded(R x) const {
@@ -561,11 +561,11 @@ DEVICE void lane_grad(Rows<const S> from, Rows<S> into, i64 inner, i64 count, i6
   extern "C" __global__ void __launch_bounds__(256, ROOM(R) / 256) kind##_grad_##name(           \
       const S* z, i64 outer_step, i64 inner_step, i64 class_step, S* to, i64 to_outer_step,      \
       i64 to_inner_step, i64 to_class_step, i64 inner, i64 count, i64 classes, double scale,     \
-      double owed, const R* weight, const R* top, const R* pull, const R* even,                  \
+      double common, const R* weight, const R* top, const R* pull, const R* even,                \
       const i64* index, const R* chosen, const bool* kept) {                                     \
     const Rows<const S> from = {z, outer_step, inner_step, class_step};                          \
     const Rows<S> into = {to, to_outer_step, to_inner_step, to_class_step};                      \
-    const Slopes<R> slopes = {R(scale), {weight, R(1)}, {even, R(owed)}, top, pull, index,       \
+    const Slopes<R> slopes = {R(scale), {weight, R(1)}, {even, R(common)}, top, pull, index,     \
                               chosen, kept};                                                     \
     kind##_grad(from, into, inner, count, classes, slopes);                                      \
   }

@@ -49,7 +49,7 @@ _SEEN = {
     "rest": machine.REST,
     "picked": machine.PICKED,
     "fall": machine.FALL,
-    "place": machine.PLACE,
+    "argmax": machine.ARGMAX,
 }
 
 
@@ -85,7 +85,7 @@ class Look(NamedTuple):
 
     target: Column
     weight: Column | None
-    place: bool
+    argmax: bool
 
 
 class Slope(NamedTuple):
@@ -93,7 +93,7 @@ class Slope(NamedTuple):
 
     top: Column
     pull: Column
-    owed: Column | None
+    even: Column | None
     weight: Column | None
     target: Column
     chosen: Column
@@ -127,15 +127,15 @@ class Steps(Ledger):
         scale: float,
         _dtype: Any,
         *,
-        place: bool,
+        argmax: bool,
     ) -> RowStats:
         """Note what is asked; see `_kernels.Kernels`."""
         assert self._look is None, "rows are looked at once"
         weight = None if weight is None else self.column(weight, REAL)
-        self._look, self._scale = Look(index, weight, place), scale
+        self._look, self._scale = Look(index, weight, argmax), scale
         top, rest, picked = (self._seen(name, REAL) for name in ("top", "rest", "picked"))
         fall = None if weight is None else self._seen("fall", REAL)
-        return RowStats(top, rest, picked, fall, self._seen("place", WHOLE) if place else None)
+        return RowStats(top, rest, picked, fall, self._seen("argmax", WHOLE) if argmax else None)
 
     def _seen(self, name: str, kind: str) -> Column:
         return self.noted("seen", (name,), kind, ROWS)
@@ -155,11 +155,11 @@ class Steps(Ledger):
         kept: Column | None,
     ) -> None:
         """Note what is asked; see `_kernels.Kernels`."""
-        owed = None
+        share = None
         if even is not None:
-            owed = self.column(even, REAL)
+            share = self.column(even, REAL)
             weight = self.constant(1.0, REAL) if weight is None else weight
-        self._slope, self._scale = Slope(top, pull, owed, weight, index, chosen, kept), scale
+        self._slope, self._scale = Slope(top, pull, share, weight, index, chosen, kept), scale
 
     def program(self, results: Iterable[Column]) -> Program:
         """Write down what it takes to have some results, and the gradients asked for."""
@@ -241,7 +241,7 @@ class _Writer:
     ) -> None:
         """Write a segment; in one that `looks`, what is asked of rows is done."""
         self.names, self.temporary = {}, 0
-        segment = dict.fromkeys(machine.FIELDS, 0) | {"fall": -1, "owed": -1}
+        segment = dict.fromkeys(machine.FIELDS, 0) | {"fall": -1, "even": -1}
         segment |= {"extent": _EXTENTS[extent], "start": len(self.code)}
         if looks and self.look is not None:
             segment |= self._looking(self.look)
@@ -265,20 +265,20 @@ class _Writer:
     def _looking(self, look: Look) -> dict[str, int]:
         self._copy(machine.INDEX, look.target)
         fall = -1 if look.weight is None else self._vector(look.weight)
-        return {"looks": 1, "fall": fall, "place": int(look.place)}
+        return {"looks": 1, "fall": fall, "argmax": int(look.argmax)}
 
     def _sloping(self, slope: Slope) -> dict[str, int]:
         copies = [(machine.PULL, slope.pull), (machine.CHOSEN, slope.chosen)]
         if slope.top.operation != "seen":
             copies += [(machine.TOP, slope.top), (machine.INDEX, slope.target)]
-        if slope.owed is not None:
-            copies.append((machine.OWED, slope.owed))
+        if slope.even is not None:
+            copies.append((machine.EVEN, slope.even))
         if slope.kept is not None:
             copies.append((machine.KEPT, slope.kept))
         for register, column in copies:
             self._copy(register, column)
-        owed = -1 if slope.weight is None or slope.owed is None else self._vector(slope.weight)
-        return {"writes": 1, "owed": owed, "keeps": int(slope.kept is not None)}
+        even = -1 if slope.weight is None or slope.even is None else self._vector(slope.weight)
+        return {"writes": 1, "even": even, "keeps": int(slope.kept is not None)}
 
     def _copy(self, register: int, column: Column) -> None:
         operation = Operation.COPY if column.kind == REAL else Operation.WHOLE_COPY

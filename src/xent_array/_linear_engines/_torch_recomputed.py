@@ -58,7 +58,7 @@ class _Recomputed(torch.autograd.Function):
 def _backward(
     function: Function, differentiable: tuple[bool, ...], wanted: tuple[bool, ...], *given: Any
 ) -> tuple[torch.Tensor, ...]:
-    """The derivatives by `wanted` arguments, of these and what the results' are."""
+    """The derivatives by `wanted` arguments. Given are those, then derivatives by the results."""
     arguments, upstream = given[: len(wanted)], given[len(wanted) :]
 
     def of_wanted(*some: torch.Tensor) -> tuple[torch.Tensor, ...]:
