@@ -15,7 +15,7 @@ from arrays import set_budget
 numba = pytest.importorskip("numba")
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
-from xent_array._kernels import _arithmetic, _rows, host  # noqa: E402
+from xent_array._kernels import _arithmetic, _rows, host, layouts  # noqa: E402
 
 KERNELS = host.Kernels(lambda: 2)
 
@@ -97,6 +97,68 @@ def test_gradients_in_place_and_into_other_memory(rows, classes, dtype, layout):
     np.testing.assert_allclose(into.astype(np.longdouble), expected, rtol=0, atol=8 * scale)
     KERNELS.row_grad(z, z, 0.5, **numbers, chosen=chosen, kept=kept)
     np.testing.assert_array_equal(z.astype(float), into.astype(float))
+
+
+#: Views of class-last arrays that kernels read from copies: what they are views of, and how.
+SCATTERED = {
+    "every other class": ((40, 2 * 300), lambda x: x[:, ::2]),
+    "every other of few classes": ((500, 2 * 7), lambda x: x[:, ::2]),
+    "long rows": ((3, 20_000, 2), lambda x: x[..., 1]),
+    "one row": ((5000, 3), lambda x: x[:, 0]),
+    "few pixels": ((70, 300, 4), lambda x: np.moveaxis(x, 1, -1)),
+    "few pixels of few classes": ((700, 10, 4), lambda x: np.moveaxis(x, 1, -1)),
+    "pixels left out": ((3, 21, 40, 30), lambda x: np.moveaxis(x[:, :, ::2, ::3], 1, -1)),
+    "transposed images": ((3, 21, 40, 30), lambda x: np.moveaxis(x.swapaxes(2, 3), 1, -1)),
+    "in cubes": ((2, 9, 5, 6, 7), lambda x: np.moveaxis(x[..., ::-1, :], 1, -1)),
+    "one for all": ((1, 300, 1), lambda x: np.broadcast_to(x[..., 0], (6, 300))[:, ::-1]),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("view", SCATTERED)
+def test_scattered_rows_are_read_from_copies(view, dtype, monkeypatch):
+    """To the last bit they give what their contiguous copy gives."""
+    monkeypatch.setattr(host, "_STEP_BYTES", 1 << 14)  # a few rows at once
+    shape, look = SCATTERED[view]
+    rng = np.random.default_rng(1)
+    z = look(rng.standard_normal(shape).astype(dtype))
+    assert not layouts.lie_well(z)
+    target = np.asarray(rng.integers(0, z.shape[-1], z.shape[:-1]))
+    target.reshape(-1)[::7] = -100
+    options = {"axis": -1, "reduction": "none", "label_smoothing": 0.1, "return_stats": True}
+    dense = np.ascontiguousarray(z)
+    expected = xent_array.cross_entropy_and_grad(dense, target, **options)
+    out = look(np.full(shape, np.nan, dtype)) if view != "one for all" else np.empty_like(dense)
+    found = xent_array.cross_entropy_and_grad(z, target, **options, out=out)
+    for ours, theirs in zip((*found[:2], *found[2]), (*expected[:2], *expected[2]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    mean = xent_array.cross_entropy(z, target, axis=-1)
+    same = xent_array.cross_entropy(dense, target, axis=-1)
+    assert mean == pytest.approx(same, rel=1e-6, nan_ok=True)
+
+
+def test_rows_too_long_to_be_copied(monkeypatch):
+    monkeypatch.setattr(layouts, "_COPY_BYTES", 1 << 12)
+    z, target = np.random.default_rng(0).standard_normal((3, 4000))[:, ::2], np.asarray([0, 5, 9])
+    assert layouts.lie_well(z)
+    found = xent_array.cross_entropy_and_grad(z, target)
+    expected = xent_array.cross_entropy_and_grad(np.ascontiguousarray(z), target)
+    for ours, theirs in zip(found[:2], expected[:2], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-14, atol=1e-18)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_sums_over_millions_of_classes(step):
+    """Of a row whose classes are apart, too: equal logits, and a target far above all others."""
+    classes = (1 << 24) + 4
+    z = np.zeros((1, step * classes), np.float32)[:, ::step]
+    assert not layouts.along_classes(z) or step == 1
+    loss = xent_array.cross_entropy(z, np.asarray([7]))
+    assert loss == pytest.approx(np.log(classes), rel=2.0**-23)
+    z[0, 1:] = -18
+    truth = np.log1p((classes - 1) * np.exp(np.longdouble(-18)))
+    loss = xent_array.cross_entropy(z, np.asarray([0]))
+    assert abs(np.longdouble(loss) - truth) <= 4 * 2.0**-24 * truth
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -233,21 +233,6 @@ def test_what_overflows_is_infinite_without_a_warning():
         assert xent_array.cross_entropy(np.float32([[0, 1]]), np.asarray([0]), **options) == np.inf
 
 
-def test_rows_in_many_parts_are_left_to_array_code():
-    """One call of a kernel for each part takes longer."""
-    kernels = host.Kernels(lambda: 1)
-    assert not kernels.serves(np.zeros((2000, 10, 4)), 1)
-    assert kernels.serves(np.zeros((2000, 10, 4)), 2)
-    assert kernels.serves(np.zeros((2000, 10, 4)), 0)
-    assert kernels.serves(np.zeros((2000, 3, 100)), 1)
-    assert kernels.serves(np.zeros((8, 10, 4)), 1)
-    logits, target = RNG.standard_normal((2000, 10, 4)), RNG.integers(0, 10, (2000, 4))
-    loss, grad = xent_array.cross_entropy_and_grad(logits, target)
-    same, there = xent_array.cross_entropy_and_grad(np.moveaxis(logits, 1, 2), target, axis=2)
-    assert loss == pytest.approx(same, rel=1e-14)
-    np.testing.assert_allclose(np.moveaxis(grad, 1, 2), there, rtol=1e-12, atol=1e-16)
-
-
 def test_what_is_kept_of_a_result_is_no_more_than_that():
     logits, target = RNG.standard_normal((100, 4)), RNG.integers(0, 4, 100)
     loss, stats = xent_array.cross_entropy(logits, target, reduction="none", return_stats=True)

@@ -290,15 +290,6 @@ def test_what_torch_derives_of_array_code(mode):
         mode(loss)
 
 
-def test_logits_in_too_many_parts_are_the_compilers():
-    """Which kernels in host memory leave to array code."""
-    logits = torch.randn(40, 50, 30, device=DEVICE)
-    target = torch.randint(0, 50, (40, 30), device=DEVICE)
-    seen = []
-    compiled(xent_array.cross_entropy, seen)(logits, target)
-    assert seen == [[OPERATOR] if logits.is_cuda and are_there() else []]
-
-
 WORDS = {
     "axis": 1,
     "ignore_index": -100,

@@ -252,7 +252,7 @@ def gathered(
         None,
     )
     # Kernels write where they can read.
-    reads = logits is not None and (out is None or backend.kernels(out, axis) is not None)
+    reads = logits is not None and (out is None or backend.kernels(out) is not None)
     return with_kernels(batch) if reads else batch
 
 
@@ -364,9 +364,7 @@ def laid_out(batch: Batch) -> Batch:
 def with_kernels(batch: Batch) -> Batch:
     """The same batch, read by kernels where there are any for it."""
     reads = suits_kernels(batch)
-    return batch._replace(
-        kernels=batch.backend.kernels(batch.logits, batch.axis) if reads else None
-    )
+    return batch._replace(kernels=batch.backend.kernels(batch.logits) if reads else None)
 
 
 def serial(batch: Batch) -> Batch:

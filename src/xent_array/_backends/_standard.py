@@ -88,7 +88,7 @@ class Standard:
         """Whether Python may look at values in passing: host memory, data-dependent indexing."""
         return False
 
-    def kernels(self, x: Array, axis: int = -1) -> Kernels | None:
+    def kernels(self, x: Array) -> Kernels | None:
         """What reads rows of `x`, of classes along an axis, in the place of array code, if any."""
         return None
 

@@ -31,7 +31,7 @@ class Backend(NumpyDtypes):
     def memory(self, x: Array) -> Memory:
         return "device"
 
-    def kernels(self, x: Array, axis: int = -1) -> Kernels | None:
+    def kernels(self, x: Array) -> Kernels | None:
         kernels = _kernels.for_cuda(_cupy_cuda)
         return kernels if kernels is not None and kernels.serves(x) else None
 

@@ -49,9 +49,9 @@ class Backend(NumpyDtypes):
     def memory(self, x: Array) -> Memory:
         return "host"
 
-    def kernels(self, x: Array, axis: int = -1) -> Kernels | None:
+    def kernels(self, x: Array) -> Kernels | None:
         kernels = _kernels.for_host(self.threads)
-        return kernels if kernels is not None and kernels.serves(x, axis) else None
+        return kernels if kernels is not None and kernels.serves(x) else None
 
     def why_no_kernels(self, x: Array) -> str | None:
         return _kernels.why_not_for_host()

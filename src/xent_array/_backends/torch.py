@@ -66,7 +66,7 @@ class Backend(Standard):
                     return True
         return False
 
-    def kernels(self, x: Array, axis: int = -1) -> Kernels | None:
+    def kernels(self, x: Array) -> Kernels | None:
         # What counts or records operations, or carries tangents, is to see torch's.
         if not _torch_cuda.holds(x) or self.memory(x) != "device" or x.is_neg():
             return None

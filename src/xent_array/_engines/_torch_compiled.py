@@ -19,7 +19,6 @@ from xent_array._backends.torch import is_compiled, is_wrapped, numpy_backend, n
 from xent_array._batch import Arrays, Batch, arrays_of, laid_out, suits_kernels, with_kernels
 from xent_array._engines import _torch_constant
 from xent_array._evaluate import Kept, Result
-from xent_array._kernels import in_few_parts
 from xent_array._rowwise import Stats
 from xent_array._wanted import IndexRows, IndexTarget, Smoothing
 
@@ -46,8 +45,6 @@ def serves(batch: Batch) -> bool:
         return False
     logits, device = batch.logits, batch.logits.device.type
     if device not in WORTH_A_CALL or logits.numel() * logits.itemsize < WORTH_A_CALL[device]:
-        return False
-    if device == "cpu" and not in_few_parts(logits.shape, batch.axis):
         return False
     there: bool = _are_there(device, logits.device.index, logits.dtype)
     return there

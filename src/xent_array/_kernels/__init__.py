@@ -8,9 +8,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from xent_array._namespace import Array
@@ -128,19 +127,6 @@ def _cuda(producer: cuda.Producer) -> tuple[cuda.Kernels | None, str | None]:
     except ImportError as error:  # there are no bindings of a CUDA release beside it
         return None, f"cuda.core cannot be imported: {error}"
     return cuda.Kernels(producer, nvrtc), None
-
-
-#: A kernel is called for each part of an array that one stride reaches. More parts than this, of
-#: fewer rows each, take longer than array code.
-_PARTS, _PART_ROWS = 16, 64
-
-
-def in_few_parts(shape: Sequence[int], axis: int) -> bool:
-    """Whether logits in host memory, of classes along an axis, are in not too many parts."""
-    if axis < 1:
-        return True
-    rows = math.prod(shape[axis + 1 :]) if axis < len(shape) - 1 else _PART_ROWS
-    return rows >= _PART_ROWS or math.prod(shape[:axis]) <= _PARTS
 
 
 def are_disabled() -> bool:

@@ -143,6 +143,12 @@ def settle(total, lost, x):
 
 
 @compiled
+def add_to(total, x):
+    for k in range(LANES):
+        total[k] += x[k]
+
+
+@compiled
 def settled(total, lost):
     """An exact sum, rounded; where it is infinite, what was lost is not a number."""
     return total + lost if lost == lost else total

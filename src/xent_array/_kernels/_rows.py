@@ -36,6 +36,7 @@ from xent_array._kernels._arithmetic import EXACT, add_exactly, narrow, widen
 from xent_array._kernels._lanes import (
     LANES,
     add_below,
+    add_to,
     add_weighted,
     agreed,
     argmax_of,
@@ -115,9 +116,10 @@ def top_of(high, last, z, i, whole, classes):
 @compiled
 def rest_of(z, into, leaves, exps, i, far, whole, classes, last, top, scale):
     """Sum a row's exponentials below its top, and leave them `into` memory or nowhere."""
-    total, lost, ties = 0.0, 0.0, exps.dtype.type(0)
+    total, lost, ties = 0.0, 0.0, 0.0
     if whole < classes:
-        total, ties = sum_below(exps, last, top, scale)
+        total, more = sum_below(exps, last, top, scale)
+        ties += more
         if leaves:
             copy(line(into, i, whole, classes - whole), exps)
     for start in range(0, whole, STRETCH):
@@ -276,20 +278,15 @@ def look_across(z, row, here, scale, weight, leaves, argmax, registers, tile):
     reals, wholes = registers
     classes = z.shape[1]
     # Memory of its own, of which LLVM knows that nothing else overlaps it.
-    lanes = np.empty((8, LANES), reals.dtype)
-    high, below, ties, total, lost = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
-    fall, fall_lost, heavy = lanes[5], lanes[6], lanes[7]
+    lanes, sums = np.empty((4, LANES), reals.dtype), np.zeros((5, LANES))
+    high, below, tied, heavy = lanes[0], lanes[1], lanes[2], lanes[3]
+    total, lost, ties, fall, fall_lost = sums[0], sums[1], sums[2], sums[3], sums[4]
     high[:] = -np.inf
     for start in range(0, classes, TILE):
         width = min(TILE, classes - start)
         load_tile(tile, z, row, here, start, width)
         for c in range(width):
             raise_to(high, tile[c])
-    ties[:] = 0
-    total[:] = 0
-    lost[:] = 0
-    fall[:] = 0
-    fall_lost[:] = 0
     for start in range(0, classes, TILE):
         width = min(TILE, classes - start)
         if classes > TILE:
@@ -302,9 +299,11 @@ def look_across(z, row, here, scale, weight, leaves, argmax, registers, tile):
                     add_weighted(below, tile[c], heavy, high, scale)
                 settle(fall, fall_lost, below)
             below[:] = 0
+            tied[:] = 0
             for c in range(run, min(run + TERMS, width)):
-                add_below(below, ties, tile[c], high, scale, leaves)
+                add_below(below, tied, tile[c], high, scale, leaves)
             settle(total, lost, below)
+            add_to(ties, tied)
     for k in range(here):
         top, rest = agreed(high[k], settled(total[k], lost[k]) + (ties[k] - 1))
         reals[TOP, k], reals[REST, k] = top, rest

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xent_array._kernels import RowStats, _rows, in_few_parts
+from xent_array._kernels import RowStats, _rows
 from xent_array._kernels._lanes import LANES
 from xent_array._kernels._machine import ROWS as OF_ROWS
 from xent_array._kernels.columns import CLASSES, REAL, ROWS, TRUTH, WHOLE
+from xent_array._kernels.layouts import (
+    Places,
+    Share,
+    Work,
+    along_classes,
+    count_rows,
+    dealt,
+    lie_well,
+    memory_of,
+    on_copies,
+    pieces,
+    read_as,
+    room_for,
+    strided,
+)
 from xent_array._kernels.steps import Program, Steps
 from xent_array._namespace import Array
 from xent_array._threads import for_each
-
-#: The dtypes that the kernel reads, and as which: numba knows the bits of half dtypes alone.
-_READ_AS = {"float64": "f8", "float32": "f4", "float16": "u2", "bfloat16": "i2"}
-
-#: Adjacent classes of a row are read along the row from so many on; of fewer, many rows at once.
-_MANY = 65
 
 #: Bytes of a share of the rows at least, and how many rows it has at most. There are no more shares
 #: than that if rows are not too many: some for each thread, lest one that is slow be waited for.
@@ -42,19 +50,10 @@ _NONE = {dtype: np.empty(0, dtype) for dtype in map(np.dtype, ("f4", "f8", "i8",
 _INDEX, _MASK = np.dtype("i8"), np.dtype("?")
 _NO_ROWS = {dtype: x.reshape(0, 0) for dtype, x in _NONE.items()}
 
-#: Where rows begin in what is given and in the results, and which share of all rows they are of.
-_Places = tuple[int, int, int]
 _Columns = tuple[Array, Array, Array]
 
 #: What a program is given by name: numbers of rows or classes, or what is the same for all.
 Given = Mapping[str, Any]
-
-
-@cache
-def _read_as(dtype: Any) -> Any:
-    """The dtype that the kernel reads a dtype as; None: it cannot."""
-    name = _READ_AS.get(dtype.name) if dtype.isnative else None
-    return None if name is None else np.dtype(name)
 
 
 class Kernels(NamedTuple):
@@ -67,11 +66,9 @@ class Kernels(NamedTuple):
         """What compiled it."""
         return "numba"
 
-    def serves(self, x: Array, axis: int = -1) -> bool:
-        """Whether the kernel can read an array, of classes along an axis, in not too many parts."""
-        if _read_as(x.dtype) is None or not x.flags.aligned:
-            return False
-        return in_few_parts(x.shape, axis)
+    def serves(self, x: Array) -> bool:
+        """Whether the kernel can read an array."""
+        return read_as(x.dtype) is not None and bool(x.flags.aligned)
 
     def within(self, index: Array, length: int) -> bool:
         """Whether every index is in [0, length)."""
@@ -129,18 +126,25 @@ class Kernels(NamedTuple):
 
         Its results have one axis, of all rows, or none.
         """
-        rows, classes = math.prod(z.shape[:-1]), z.shape[-1]
+        rows, classes = count_rows(z), z.shape[-1]
         most = _rows_of_a_share(rows, classes * z.itemsize)
-        kernel, *how = _how(program, z, into)
+        copied = not lie_well(z, into)
+        like = [room_for((1, classes), z.dtype)] * 2 if copied else (z, into)
+        kernel, *how = _how(program, *like)
         memory = _memory(program, rows, classes, most, given)
 
-        def work(part: Array, to: Array, places: _Places, one: Array, columns: _Columns) -> None:
-            _call(kernel, *_seen(part), *_seen(to), *how, *places, one, *columns, *memory)
+        def work(part: Array, to: Array, places: Places, some: Array, columns: _Columns) -> None:
+            _call(kernel, *memory_of(part), *memory_of(to), *how, *places, some, *columns, *memory)
 
-        if rows <= most and z.ndim == 2:  # small calls come here
-            work(z, into, (0, 0, 0), program.segments, _columns(program, given))
+        on_rows, at_once = (on_copies(work), _rows_of_a_step(z)) if copied else (work, most)
+        if z.ndim == 2 and rows <= min(most, at_once):  # small calls come here
+            on_rows(z, into, (0, 0, 0), program.segments, _columns(program, given))
         else:
-            self._run_shares(program, (z, into), given, most, work)
+            parts = pieces((z, into), min(most, at_once)) if copied else strided((z, into))
+            shares = [*dealt(parts, most, cut=not copied)]
+            nothing = np.empty((0, classes), z.dtype)
+            once = partial(work, nothing, nothing, (0, 0, 0))
+            self._run_shares(program, shares, given, on_rows, once)
         made = memory[-3:]
         found = [made[kind][place, ...] for kind, place in program.results]
         # What is dropped is not to be kept by what is not.
@@ -149,30 +153,29 @@ class Kernels(NamedTuple):
     def _run_shares(
         self,
         program: Program,
-        arrays: tuple[Array, Array],
+        shares: list[Share],
         given: Given,
-        most: int,
-        work: Callable[..., None],
+        on_rows: Work,
+        once: Callable[[Array, _Columns], None],
     ) -> None:
         """Run a program segment by segment, threads taking shares of the rows."""
         names = ("index", "where", *program.reals)
-        z, flat = arrays[0], {name: given[name].reshape(-1) for name in names if name in given}
+        flat = {name: given[name].reshape(-1) for name in names if name in given}
 
-        def do(one: Array, dealt: tuple[int, list[tuple[Array, Array, int]]]) -> None:
+        def do(one: Array, dealt: tuple[int, Share]) -> None:
             share, parts = dealt
-            start, stop = parts[0][-1], parts[-1][-1] + len(parts[-1][0])
+            start, stop = parts[0][-1], parts[-1][-1] + count_rows(parts[-1][0])
             columns = _columns(program, {name: x[start:stop] for name, x in flat.items()})
             for part, to, at in parts:
-                work(part, to, (at - start, at, share), one, columns)
+                on_rows(part, to, (at - start, at, share), one, columns)
 
-        nothing = np.empty((0, z.shape[-1]), z.dtype)
         for segment in range(len(program.segments)):
             one = program.segments[segment : segment + 1]
-            if one["extent"][0] != OF_ROWS:
-                do(one, (0, [(nothing, nothing, 0)]))
-            elif z.size:
-                shares = enumerate(_dealt(_runs(arrays), most))
-                for_each(partial(do, one), shares, self.threads())
+            if one["extent"][0] == OF_ROWS:
+                for_each(partial(do, one), enumerate(shares), self.threads())
+            else:
+                columns = _columns(program, {name: x[:0] for name, x in flat.items()})
+                once(one, columns)
 
 
 _SERIAL = Kernels(lambda: 1)
@@ -190,11 +193,16 @@ def _rows_of_a_share(rows: int, row_bytes: int) -> int:
     return min(-(-rows // shares), _SHARE_ROWS)
 
 
+def _rows_of_a_step(z: Array) -> int:
+    """How many rows are worked on before their gradients are written."""
+    return max(1, int(_STEP_BYTES // (z.shape[-1] * z.itemsize)))
+
+
 def _how(program: Program, z: Array, into: Array) -> tuple[Any, ...]:
     """Which kernel reads rows, and how: how many at a time, whether it leaves exponentials."""
-    if not _along_classes(z, into):
+    if not along_classes(z, into):
         return _rows.across, LANES, False, False, program.scale
-    some = max(1, min(LANES, _STEP_BYTES // (z.shape[-1] * z.itemsize)))
+    some = min(LANES, _rows_of_a_step(z))
     leaves = program.writes and program.looks and _leaves(z, into, program.numbers.dtype)
     return _rows.along, some, leaves, z.nbytes > _FAR_BYTES, program.scale
 
@@ -277,25 +285,6 @@ def _call(kernel: Any, *args: Any) -> Any:
         return kernel(*args)
 
 
-def _seen(x: Array) -> tuple[Any, ...]:
-    """Memory as kernels take it: one compilation serves every layout, read-only or not."""
-    origin = x[:1, 0]
-    if not origin.flags.writeable:
-        origin = np.asarray(_Alias(origin))
-    if x.itemsize == 2:
-        origin = origin.view(_read_as(x.dtype))
-    return origin, *x.shape, *x.strides
-
-
-class _Alias:
-    """Memory that NumPy is told may be written to: what is compiled for it serves all."""
-
-    def __init__(self, x: Array) -> None:
-        whole = x.__array_interface__
-        self.x = x
-        self.__array_interface__ = {**whole, "data": (whole["data"][0], False)}
-
-
 def _line(x: Array, dtype: Any) -> Array:
     """Numbers in a row, writable: for a read-only array the kernel would be compiled anew."""
     x = x.reshape(-1)
@@ -304,41 +293,3 @@ def _line(x: Array, dtype: Any) -> Array:
             return x.astype(dtype)
     flags = x.flags
     return x if flags.c_contiguous and flags.writeable else x.copy()
-
-
-def _along_classes(*arrays: Array) -> bool:
-    if arrays[0].shape[-1] < _MANY:
-        return False
-    return all(x.strides[-1] == x.itemsize for x in arrays)
-
-
-def _runs(arrays: tuple[Array, ...]) -> Iterator[tuple[Any, ...]]:
-    """Rows of any shape as views of two axes, and which of all rows is the first of these."""
-    before = 0
-    for part in _flat(arrays):
-        yield *part, before
-        before += part[0].shape[0]
-
-
-def _dealt(parts: Iterable[tuple[Any, ...]], most: int) -> Iterator[list[tuple[Any, ...]]]:
-    """Parts of arrays of rows in shares of so many rows, cut where they have more."""
-    share, room = [], most
-    for *arrays, before in parts:
-        length, start = arrays[0].shape[0], 0
-        while start < length:
-            end = min(start + room, length)
-            share.append((*(x[start:end] for x in arrays), before + start))
-            start, room = end, room - (end - start)
-            if room == 0:
-                yield share
-                share, room = [], most
-    if share:
-        yield share
-
-
-def _flat(arrays: tuple[Array, ...]) -> Iterator[tuple[Array, ...]]:
-    try:
-        yield tuple(x.reshape((-1, x.shape[-1]), copy=False) for x in arrays)
-    except ValueError:  # rows that one stride does not reach
-        for part in zip(*arrays, strict=True):
-            yield from _flat(part)
