@@ -165,6 +165,14 @@ def test_chunks_of_other_arrays_are_refused():
         xent_array.cross_entropy(z, da.from_array(TARGET[:, 0], 5))
 
 
+def test_masked_chunks_are_refused():
+    """Their masks would be lost, or not, by how chunks are cut."""
+    masked = np.ma.masked_less(LOGITS[:, 0], 0)
+    z = da.from_array(masked, 5, asarray=False)
+    with pytest.raises(TypeError, match=r"got chunks of numpy\.MaskedArray: map them to arrays"):
+        xent_array.cross_entropy(z, da.from_array(TARGET[:, 0], 5))
+
+
 def test_out_is_refused():
     z = da.from_array(LOGITS, 5)
     with pytest.raises(ValueError, match="out cannot be written to: it is traced, lazy or"):

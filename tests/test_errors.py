@@ -83,6 +83,12 @@ CASES = [
         "have a floating dtype: cast them)",
     ),
     (
+        {"logits": np.zeros((2, 5, 3)), "target": np.zeros((2, 5), dtype=int)},
+        ValueError,
+        "target of dtype int64 holds class indices, which must have the shape of logits (2, 5, 3) "
+        "without class axis 1, (2, 3); got shape (2, 5) (if axis 2 holds the classes, pass axis=2)",
+    ),
+    (
         {"target": TARGET.astype(float)},
         ValueError,
         "target of dtype float64 holds probabilities, which must have the shape of logits (4, 3); "
@@ -338,3 +344,10 @@ def test_bad_input_of_the_softmaxes(xp, function):
     ]:
         with pytest.raises(error, match=f"^{re.escape(text)}$"):
             call(*arguments)
+
+
+def test_another_order_of_bytes_is_shown():
+    out = np.empty(LOGITS.shape, LOGITS.dtype.newbyteorder())
+    shown = re.escape(f"out must have the dtype of logits, float64; got {out.dtype}")
+    with pytest.raises(TypeError, match=shown):
+        xent_array.cross_entropy_and_grad(LOGITS, TARGET, out=out)

@@ -331,14 +331,29 @@ def test_what_cannot_be_written_to():
         xent_array.cross_entropy_and_grad(torch.tensor(LOGITS), torch.tensor(TARGET), out=leaf)
 
 
-def test_out_that_repeats_entries_is_refused():
-    repeated = np.lib.stride_tricks.as_strided(np.zeros(4), (6, 4), (0, 8))
+@pytest.mark.parametrize("strides", [(0, 1), (1, 1), (2, 1), (4, 0)])
+def test_out_whose_entries_overlap_is_refused(strides):
+    memory, reason = np.zeros(40), "out cannot be written to: its entries may share memory"
+    steps = tuple(step * memory.itemsize for step in strides)
     for out, logits, target in [
-        (repeated, LOGITS, TARGET),
-        (torch.zeros(1, 4).double().expand(6, 4), torch.tensor(LOGITS), torch.tensor(TARGET)),
+        (np.lib.stride_tricks.as_strided(memory, (6, 4), steps), LOGITS, TARGET),
+        (
+            torch.zeros(40).double().as_strided((6, 4), strides),
+            *map(torch.tensor, (LOGITS, TARGET)),
+        ),
     ]:
-        with pytest.raises(ValueError, match="out cannot be written to: its entries share memory"):
+        with pytest.raises(ValueError, match=reason):
             xent_array.cross_entropy_and_grad(logits, target, out=out)
+
+
+@pytest.mark.parametrize("index", [(slice(None), slice(None, None, -2)), (slice(None, None, 3),)])
+def test_out_of_any_slices_is_written(index):
+    room = np.full((18, 8), np.nan)
+    for memory in (room, room.T.copy().T):
+        out = memory[index][:6, :4]
+        _, grad = xent_array.cross_entropy_and_grad(LOGITS, TARGET, out=out)
+        assert grad is out
+        np.testing.assert_array_equal(out, xent_array.cross_entropy_and_grad(LOGITS, TARGET)[1])
 
 
 def test_results_are_constants_to_torch():

@@ -421,6 +421,49 @@ def test_sharded_arrays():
     assert run(SHARDED, XLA_FLAGS=" ".join(flags)).strip() == "equal"
 
 
+STRICT = {
+    "gradient": lambda z, t, w, p: jax.grad(xent_array.cross_entropy)(z, t),
+    "smooth": lambda z, t, w, p: xent_array.cross_entropy_and_grad(
+        z, t, weight=w, label_smoothing=0.1
+    ),
+    "probabilities": lambda z, t, w, p: xent_array.cross_entropy_and_grad(
+        z, p, weight=w, label_smoothing=0.1
+    ),
+    "derived": lambda z, t, w, p: jax.grad(
+        lambda w: xent_array.cross_entropy(z, t, weight=w, label_smoothing=0.1)
+    )(w),
+    "statistics": lambda z, t, w, p: xent_array.cross_entropy(z, t, return_stats=True),
+    "softmax": lambda z, t, w, p: (xent_array.softmax(z), xent_array.log_softmax(z)),
+    "logsumexp": lambda z, t, w, p: xent_array.logsumexp(z),
+    "linear": lambda z, t, w, p: xent_array.linear_cross_entropy_and_grad(
+        z, z[:7], t % 7, linear_bias=w[:7]
+    ),
+    "linear gradient": lambda z, t, w, p: jax.grad(
+        lambda z: xent_array.linear_cross_entropy(z, z[:7], t % 7, linear_bias=w[:7])
+    )(z),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("call", STRICT.values(), ids=STRICT)
+def test_no_rank_and_no_dtype_is_promoted_without_a_word(call, dtype):
+    rng = np.random.default_rng(0)
+    z = jnp.asarray(rng.standard_normal((8, 10)), dtype)
+    arguments = (z, jnp.arange(8), jnp.linspace(0.5, 2, 10, dtype=dtype), jax.nn.softmax(z))
+    expected = call(*arguments)
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        found = call(*arguments)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_random_keys_are_no_logits():
+    key = jax.random.key(0)[None]
+    with pytest.raises(TypeError, match="logits must have a real floating dtype, got key<"):
+        xent_array.cross_entropy(key, jnp.zeros(1, int))
+    with pytest.raises(TypeError, match=r"target must have .* got key<"):
+        xent_array.cross_entropy(jnp.zeros((1, 3)), key)
+
+
 def run(program, **environment):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],

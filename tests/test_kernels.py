@@ -395,6 +395,13 @@ def test_why_there_are_no_kernels(monkeypatch):
         monkeypatch.setenv("XENT_ARRAY_KERNELS", setting)
         monkeypatch.setattr(_kernels.importlib.util, "find_spec", lambda name: None)
         assert _kernels.why_not_for_host() == reason
+    monkeypatch.setenv("XENT_ARRAY_KERNELS", "nope")
+    with pytest.raises(ValueError, match="XENT_ARRAY_KERNELS must be on or off, got 'nope'"):
+        _kernels.why_not_for_host()
+    monkeypatch.undo()
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    _kernels._host.cache_clear()
+    assert _kernels.why_not_for_host() == "NUMBA_DISABLE_JIT has numba compile nothing"
     monkeypatch.undo()
     _kernels._host.cache_clear()
 

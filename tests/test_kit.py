@@ -367,8 +367,9 @@ def test_the_command(capsys):
         r"^numpy +passed +failed +skipped\nsoftmax +18 +0 +0\n", capsys.readouterr().out
     )
     assert main(["numpy", "--dtype", "bfloat16", "--group", "softmax"]) == 1
-    with pytest.raises(SystemExit):
-        main(["numpy", "--group", "speed"])
+    for wrong in (["numpy", "--group", "speed"], ["no_such_library"]):
+        with pytest.raises(SystemExit):
+            main(wrong)
 
 
 def test_a_report_is_a_value():

@@ -136,3 +136,61 @@ def test_softmax_of_rows_without_one_is_nan(xp, function, row):
 def test_logsumexp_of_infinities(xp, row, lse, slab):
     """An infinite greatest entry is its own logsumexp."""
     np.testing.assert_equal(float(xent_array.logsumexp(make(xp, row))), lse)
+
+
+#: Libraries that derive what we have no formula for.
+DERIVING = [pytest.param(name, marks=pytest.mark.library(name)) for name in ("torch", "jax")]
+
+
+def derivatives(library, loss, *arguments):
+    """Those of a loss by all its arguments, as a library derives them."""
+    if library == "jax":
+        jax = pytest.importorskip("jax")
+        places = tuple(range(len(arguments)))
+        return jax.grad(loss, places)(*map(jax.numpy.asarray, arguments))
+    torch = pytest.importorskip("torch")
+    leaves = [torch.tensor(x, requires_grad=True) for x in arguments]
+    return [x.numpy() for x in torch.autograd.grad(loss(*leaves), leaves)]
+
+
+def indices(library, target):
+    if library == "jax":
+        return pytest.importorskip("jax.numpy").asarray(target)
+    return pytest.importorskip("torch").tensor(target)
+
+
+@pytest.mark.parametrize("library", DERIVING)
+def test_no_scale_brings_an_impossible_class_back(library):
+    """It has no part in the derivative by the scale, as of the loss without it."""
+    scale, target = np.float32(1.5), indices(library, [0])
+
+    def loss(z, s):
+        return xent_array.cross_entropy(z, target, logit_scale=s)
+
+    by_z, by_scale = derivatives(library, loss, np.float32([[1, -INF, 0]]), scale)
+    expected_z, expected = derivatives(library, loss, np.float32([[1, 0]]), scale)
+    np.testing.assert_allclose(by_scale, expected, rtol=1e-6)
+    np.testing.assert_allclose(np.delete(by_z, 1, axis=1), expected_z, rtol=1e-6)
+    assert by_z[0, 1] == 0
+
+
+@pytest.mark.parametrize("library", DERIVING)
+def test_a_share_of_an_impossible_class_would_cost_without_end(library):
+    """So it is if the share is not 0 already: the derivative by it is the loss of that class."""
+    z = np.float32([[1, -INF, 0]])
+
+    def of_probabilities(z, p):
+        return xent_array.cross_entropy(z, p)
+
+    by_z, by_p = derivatives(library, of_probabilities, z, np.float32([[1, 0, 0]]))
+    lse = np.log(np.exp(1) + 1)
+    np.testing.assert_allclose(by_p, [[lse - 1, INF, lse]], rtol=1e-6)
+    assert np.isfinite(by_z).all()
+    target = indices(library, [0])
+
+    def of_weights(z, w):
+        return xent_array.cross_entropy(z, target, weight=w, label_smoothing=0.3, reduction="sum")
+
+    by_z, by_w = derivatives(library, of_weights, z, np.float32([1, 0, 1]))
+    np.testing.assert_allclose(by_w, [0.8 * (lse - 1), INF, 0.1 * lse], rtol=1e-6)
+    assert np.isfinite(by_z).all()

@@ -75,8 +75,7 @@ def test_calls_within_calls_and_beside_each_other():
         ({SETTINGS[0]: "3", SETTINGS[1]: "5"}, 3),
         ({SETTINGS[1]: "5"}, 5),
         ({SETTINGS[1]: "4,2"}, 4),
-        ({SETTINGS[0]: "0"}, None),
-        ({SETTINGS[0]: "many"}, None),
+        ({SETTINGS[1]: "many"}, None),
         ({}, None),
     ],
 )
@@ -88,6 +87,13 @@ def test_settings(settings, expected, monkeypatch):
         monkeypatch.setenv(name, value)
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     assert _threads.available() == (expected or processors or os.cpu_count())
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
+def test_a_setting_that_is_no_number_of_threads(value, monkeypatch):
+    monkeypatch.setenv(SETTINGS[0], value)
+    with pytest.raises(ValueError, match=f"{SETTINGS[0]} must be a positive whole number, got"):
+        _threads.available()
 
 
 @pytest.mark.parametrize("classes", [7, 300])

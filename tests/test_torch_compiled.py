@@ -1,5 +1,7 @@
 """torch.compile: operators where kernels read the rows, else array code with a rule of ours."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -338,6 +340,19 @@ def test_what_divides_the_mean_lies_with_the_logits():
         *_, divisor = _torch_compiled._loss(logits, labels[:, None], numbers, given or "|", **words)
         assert divisor.device == logits.device
         assert divisor.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_memory_for_the_gradient(in_place, kernels):
+    logits, target = problem()
+    expected = xent_array.cross_entropy_and_grad(logits, target)
+    out = logits if in_place else torch.full_like(logits, torch.nan)
+    call = compiled(lambda z, t, out: xent_array.cross_entropy_and_grad(z, t, out=out)[:2])
+    with contextlib.nullcontext() if kernels else _kernels.disabled():
+        loss, grad = call(logits, target, out)
+    torch.testing.assert_close((loss, grad), tuple(expected[:2]))
+    assert grad is out
 
 
 # --- array code

@@ -72,10 +72,7 @@ class Library:
         """Return argument `name` if it can take a gradient of the leading argument."""
         x = self.admit(name, x)
         if x.dtype != self.leader.dtype:
-            raise TypeError(
-                f"{name} must have the dtype of {self.name}, {dtype_name(self.leader.dtype)}; "
-                f"got {dtype_name(x.dtype)}"
-            )
+            raise other_dtype(name, x, self.name, self.leader)
         if tuple(x.shape) != tuple(self.leader.shape):
             raise ValueError(
                 f"{name} must have the shape of {self.name}, {tuple(self.leader.shape)}; "
@@ -99,6 +96,14 @@ class Library:
                 f"dtype must be a real floating dtype of the array library, got {dtype!r}"
             )
         return chosen
+
+
+def other_dtype(name: str, x: Array, leading: str, leader: Array) -> TypeError:
+    """The error of an array whose dtype is not that of a leading argument."""
+    ours, theirs = map(dtype_name, (x.dtype, leader.dtype))
+    if ours == theirs:  # in another order of bytes, which NumPy shows where it is not the machine's
+        ours, theirs = str(x.dtype), str(leader.dtype)
+    return TypeError(f"{name} must have the dtype of {leading}, {theirs}; got {ours}")
 
 
 def _type_name(x: object) -> str:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from xent_array._arguments import Library
+from xent_array._arguments import Library, other_dtype
 from xent_array._batch import Batch, gathered, with_columns, with_kernels
-from xent_array._namespace import Array, dtype_name
+from xent_array._namespace import Array
 from xent_array._options import Options
 
 
@@ -95,10 +95,7 @@ def _matching(library: Library, name: str, x: Array) -> Array:
     """Return argument `name` if it can be multiplied with the features."""
     x = library.backend.autocast(library.floating(name, library.admit(name, x)))
     if x.dtype != library.leader.dtype:
-        raise TypeError(
-            f"{name} must have the dtype of features, {dtype_name(library.leader.dtype)}; "
-            f"got {dtype_name(x.dtype)}"
-        )
+        raise other_dtype(name, x, "features", library.leader)
     return x
 
 

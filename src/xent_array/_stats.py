@@ -59,8 +59,10 @@ class Spread(NamedTuple):
 
     def weighted_sum(self, backend: Standard, share: Scalar, weight: Array | None) -> Array:
         """The sum of share·weight·shifted over the classes."""
-        q = share if weight is None else share * weight
-        return backend.row_sum(weighted(backend.xp, q, self.shifted))
+        q = share
+        if weight is not None:
+            q = share * backend.of_classes(weight, self.shifted)
+        return backend.row_sum(weighted(backend, q, self.shifted))
 
 
 class Glance(NamedTuple):
@@ -108,7 +110,7 @@ def spread(
         top = backend.row_max(z)
     # A slab of nothing but -inf is an empty one: its exps are 0, its rest is 0. A row is NaN.
     base = xp.where(top == -xp.inf, 0.0, top) if slab else top
-    shifted = times(scale, z - base)
+    shifted = _fallen(xp, scale, z - base) if differentiable else times(scale, z - base)
     if differentiable and not slab:
         # Constant, lest derivatives of +1 and -1 cancel at the top.
         shifted = xp.where(apart, 0.0, shifted)
@@ -269,18 +271,30 @@ def _seen_from(xp: Any, slab: FourNumbers, top: Array, scale: Scalar) -> Array:
     return slab.dot + times(scale, slab.mass * fall)
 
 
-def weighted(xp: Any, q: Scalar, shifted: Array) -> Array:
+def weighted(backend: Standard, q: Scalar, shifted: Array) -> Array:
     """q·shifted with 0·log 0 = 0: no share of a class that is impossible costs nothing.
 
-    Nothing but a -inf is masked: with every q == 0 masked, probabilities would get no gradient.
+    Nothing but a -inf is masked: with every q == 0 masked, probabilities would get no gradient. The
+    derivative by such a share is -inf; a root of 0 has it.
     """
+    xp = backend.xp
     if isinstance(q, float):
         if q != 0.0:
             return times(q, shifted)
-        void = shifted == -xp.inf
-    else:
-        void = (q == 0.0) & (shifted == -xp.inf)
-    return q * xp.where(void, 0.0, shifted)
+        return q * xp.where(shifted == -xp.inf, 0.0, shifted)
+    void = (q == 0.0) & (shifted == -xp.inf)
+    product = q * xp.where(void, 0.0, shifted)
+    if backend.differentiates(q):
+        product = product - xp.where(void, xp.sqrt(xp.where(void, q, 1.0)), 0.0)
+    return product
+
+
+def _fallen(xp: Any, scale: Scalar, fall: Array) -> Array:
+    """scale·fall; an impossible class stays so at any scale, and has no part in its derivative."""
+    if isinstance(scale, float):
+        return times(scale, fall)
+    void = fall == -xp.inf
+    return xp.where(void, fall, scale * xp.where(void, 0.0, fall))
 
 
 def times(factor: Scalar, x: Array) -> Array:

@@ -24,7 +24,8 @@ def class_weight(library: Library, weight: Array | None, classes: int, dtype: An
             f"weight must have one entry per class, shape ({classes},); "
             f"got shape {tuple(weight.shape)}"
         )
-    return library.backend.cast(weight, dtype)
+    with library.backend.quiet():  # of what the compute dtype holds as infinite, or as 0
+        return library.backend.cast(weight, dtype)
 
 
 def check_target(
@@ -70,8 +71,11 @@ def _check_index_shape(target: Array, shape: tuple[int, ...], axis: int) -> None
     if fits(given, rows):
         return
     advice = ""
+    others = [k for k in range(len(shape)) if given == shape[:k] + shape[k + 1 :]]
     if given == shape:
         advice = " (probabilities, one-hots among them, must have a floating dtype: cast them)"
+    elif others:
+        advice = f" (if axis {others[-1]} holds the classes, pass axis={others[-1]})"
     raise ValueError(
         f"target of dtype {dtype_name(target.dtype)} holds class indices, which must have the "
         f"shape of logits {shape} without class axis {axis}, {rows}; got shape {given}{advice}"

@@ -26,6 +26,8 @@ def available() -> int:
         setting = os.environ.get(name, "").partition(",")[0].strip()
         if setting.isdecimal() and int(setting):
             return int(setting)
+        if setting and name == SETTINGS[0]:  # what is wrong with OpenMP's is OpenMP's to say
+            raise ValueError(f"{name} must be a positive whole number, got {setting!r}")
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

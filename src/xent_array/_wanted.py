@@ -51,7 +51,7 @@ class Smoothing(NamedTuple):
         share, weight = self.smoothing / self.classes, self.weight_of(classes)
         if weight is None:
             return share * float(classes.stop - classes.start)
-        return self.backend.row_sum(share * weight)
+        return self.backend.total(share * weight)
 
 
 class Pull(NamedTuple):
@@ -135,7 +135,7 @@ class IndexRows(NamedTuple):
         if inside is not None:
             picked = xp.where(inside, picked, 0.0)
             share = share * xp.astype(inside, picked.dtype)
-        dot = weighted(xp, share, picked)
+        dot = weighted(backend, share, picked)
         if not q.is_smooth:
             return share, dot
         even = slab.weighted_sum(backend, q.smoothing / q.classes, q.weight_of(classes))
@@ -180,8 +180,10 @@ class IndexRows(NamedTuple):
         slope = self.slope(slab, row, classes)
         grad = slab.exps * slope.pull
         if slope.even is not None:
-            weight = q.weight_of(classes)
-            grad = grad - (slope.even if weight is None else slope.even * weight)
+            weight, even = q.weight_of(classes), slope.even
+            if weight is not None:
+                even = even * backend.of_classes(weight, grad)
+            grad = grad - even
         if slope.inside is None:
             return backend.put(grad, slope.index, slope.chosen)
         here = backend.class_range(grad) == self.index - classes.start
@@ -237,7 +239,7 @@ class ProbabilityRows(NamedTuple):
     def weigh(self, slab: Spread, classes: slice) -> tuple[Scalar, Array]:
         """Mass and dot of a slab of logits below their top."""
         backend, wanted = self.q.backend, self._wanted(slab.shifted.dtype, classes)
-        return backend.row_sum(wanted), backend.row_sum(weighted(backend.xp, wanted, slab.shifted))
+        return backend.row_sum(wanted), backend.row_sum(weighted(backend, wanted, slab.shifted))
 
     def gradient(self, slab: Spread, row: Pull, classes: slice) -> Array:
         """Derivatives of `row.factor` times the loss by a slab of logits below their top.
@@ -259,7 +261,9 @@ class ProbabilityRows(NamedTuple):
             wanted = q.backend.xp.where(self.kept, wanted, 0.0)
         if q.is_smooth:
             wanted = (1.0 - q.smoothing) * wanted + q.smoothing / q.classes
-        return wanted if q.weight is None else wanted * q.weight[classes]
+        if q.weight is None:
+            return wanted
+        return wanted * q.backend.of_classes(q.weight[classes], wanted)
 
     def row_weight(self) -> None:
         """None: every row of probabilities adds 1 to the divisor of the mean."""

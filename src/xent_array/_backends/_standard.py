@@ -113,12 +113,20 @@ class Standard:
         seen = self.memory(x) != "opaque"
         return None if seen else "it is traced, lazy or of a library that may not allow it"
 
-    def shared(self, strides: tuple[int, ...], shape: tuple[int, ...]) -> str | None:
-        """Why an array that repeats entries cannot be written to."""
+    def shared(self, strides: tuple[int, ...], shape: tuple[int, ...], size: int) -> str | None:
+        """Why an array cannot be written to whose entries, of a `size`, may overlap.
+
+        Each axis must step over all that the axes of smaller steps reach. So it is for whatever is
+        sliced, reversed or permuted of an array without overlaps.
+        """
         if 0 in shape:
-            return None  # no entry repeats, whatever the strides
-        repeats = any(step == 0 and n > 1 for step, n in zip(strides, shape, strict=True))
-        return "its entries share memory" if repeats else None
+            return None  # there are no entries
+        reach = size
+        for step, n in sorted((abs(step), n) for step, n in zip(strides, shape, strict=True)):
+            if n > 1 and step < reach:
+                return "its entries may share memory"
+            reach += step * (n - 1)
+        return None
 
     def map_chunks(
         self, function: Callable[[Array], Array], x: Array, axis: int, *, keep: bool
@@ -223,6 +231,10 @@ class Standard:
 
     def settled(self, x: Array) -> Array:
         """A view of an array of our own, as a caller is given it."""
+        return x
+
+    def of_classes(self, x: Array, like: Array) -> Array:
+        """`x`, which has one entry for each class, to be combined with `like`."""
         return x
 
     def class_range(self, x: Array) -> Array:

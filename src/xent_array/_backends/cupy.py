@@ -39,7 +39,7 @@ class Backend(NumpyDtypes):
         return _kernels.why_not_for_cuda(_cupy_cuda, x.device.id)
 
     def unwritable(self, x: Array) -> str | None:
-        return self.shared(x.strides, x.shape)
+        return self.shared(x.strides, x.shape, x.itemsize)
 
     def index_dtype(self, x: Array) -> Any:
         return np.dtype(np.int64)

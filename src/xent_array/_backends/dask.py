@@ -17,8 +17,8 @@ class Backend(NumpyDtypes):
     chunked = True
 
     def admit(self, name: str, x: Array) -> Array:
-        if not isinstance(x._meta, np.ndarray) and not hasattr(x._meta, "__cuda_array_interface__"):
-            kind = type(x._meta)
+        kind = type(x._meta)
+        if kind is not np.ndarray and not hasattr(x._meta, "__cuda_array_interface__"):
             raise TypeError(
                 f"{name} must have chunks of NumPy or CuPy arrays, got chunks of "
                 f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}: map them to arrays"

@@ -58,7 +58,13 @@ class Backend(Standard):
         return True  # any trace may be, now or later
 
     def is_floating(self, dtype: Any) -> bool:
-        return super().is_floating(dtype) and self.itemsize(dtype) > 1
+        return _is_a_number(dtype) and super().is_floating(dtype) and self.itemsize(dtype) > 1
+
+    def is_integer(self, dtype: Any) -> bool:
+        return _is_a_number(dtype) and super().is_integer(dtype)
+
+    def is_boolean(self, dtype: Any) -> bool:
+        return _is_a_number(dtype) and super().is_boolean(dtype)
 
     def unwritable(self, x: Array) -> str | None:
         return "JAX arrays are immutable"
@@ -86,7 +92,7 @@ class Backend(Standard):
     def affine(self, x: Array, weight: Array, bias: Array | None, room: Array | None) -> Array:
         dtype = self.compute_dtype(x.dtype)  # halves are multiplied as they are, and summed in it
         product = jnp.matmul(x, weight.T, preferred_element_type=dtype)
-        return product if bias is None else product + bias
+        return product if bias is None else product + jnp.astype(bias, product.dtype)[None, :]
 
     def dtype(self, dtype: Any) -> Any:
         chosen = jnp.dtype(dtype)
@@ -103,12 +109,18 @@ class Backend(Standard):
         found = self.class_range(x) == index
         return jnp.sum(jnp.where(found, x, jnp.zeros_like(x)), axis=-1, keepdims=True)
 
+    def of_classes(self, x: Array, like: Array) -> Array:
+        return jnp.expand_dims(
+            x, tuple(range(like.ndim - 1))
+        )  # JAX may be told to promote no ranks
+
     def class_range(self, x: Array) -> Array:
         if not _explicit(x):
-            return super().class_range(x)
+            return self.of_classes(super().class_range(x), x)
         sharding = jax.typeof(x).sharding
         place = NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[-1]))
-        return jnp.arange(x.shape[-1], dtype=self.index_dtype(x), out_sharding=place)
+        numbers = jnp.arange(x.shape[-1], dtype=self.index_dtype(x), out_sharding=place)
+        return self.of_classes(numbers, x)
 
     def within(self, index: Array, length: int) -> bool:
         host = np.asarray(index)  # a view: only host memory is looked at in passing
@@ -130,6 +142,11 @@ def _calls_back() -> bool:
 def _numpy() -> Standard:
     """What answers for NumPy's arrays."""
     return backend_of("x", np.empty(0))
+
+
+def _is_a_number(dtype: Any) -> bool:
+    """Whether a dtype is one of the standard's, and not that of random keys."""
+    return not jnp.issubdtype(dtype, jax.dtypes.extended)
 
 
 def _explicit(x: Array) -> bool:

@@ -62,7 +62,7 @@ class Backend(NumpyDtypes):
     def unwritable(self, x: Array) -> str | None:
         if not x.flags.writeable:
             return "it is read-only"
-        return self.shared(x.strides, x.shape)
+        return self.shared(x.strides, x.shape, x.itemsize)
 
     def branches(self, x: Array) -> bool:
         return True

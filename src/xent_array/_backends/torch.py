@@ -91,9 +91,11 @@ class Backend(Standard):
     def unwritable(self, x: Array) -> str | None:
         if x.requires_grad:
             return "it requires grad"
+        if is_compiled():  # which makes a result of what is written, and copies that
+            return self.shared(x.stride(), x.shape, 1)
         if x.is_inference() and not torch.is_inference_mode_enabled():
             return "it is an inference tensor, outside inference mode"
-        return super().unwritable(x) or self.shared(x.stride(), x.shape)
+        return super().unwritable(x) or self.shared(x.stride(), x.shape, 1)
 
     def detached(self) -> contextlib.AbstractContextManager[Any]:
         return torch.no_grad()

@@ -49,9 +49,13 @@ def value_and_grad(batch: Batch) -> Result:
     """Evaluate the loss and its derivatives by the logits, constants to torch."""
     if batch.memory != "opaque":
         return _torch_constant.value_and_grad(batch)
-    if batch.out is None and _torch_compiled.serves(batch):
-        return _torch_compiled.value_and_grad(batch)
-    return _evaluate.value_and_grad(batch)
+    if not _torch_compiled.serves(batch):
+        return _evaluate.value_and_grad(batch)
+    result = _torch_compiled.value_and_grad(batch)
+    if batch.out is None:
+        return result
+    with torch.no_grad():
+        return result._replace(grad_logits=batch.out.copy_(result.grad_logits))
 
 
 class _Loss(torch.autograd.Function):

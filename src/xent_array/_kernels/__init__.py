@@ -111,9 +111,13 @@ def _host() -> tuple[type[host.Kernels] | None, str | None]:
     if reason is not None:
         return None, reason
     try:
-        from xent_array._kernels import host
+        import numba
     except ImportError as error:  # a numba that does not go with this Python or NumPy
         return None, f"numba cannot be imported: {error}"
+    if getattr(numba.config, "DISABLE_JIT", False):
+        return None, "NUMBA_DISABLE_JIT has numba compile nothing"
+    from xent_array._kernels import host
+
     return host.Kernels, None
 
 
@@ -135,8 +139,11 @@ def are_disabled() -> bool:
 
 
 def _missing(compiler: str) -> str | None:
-    if os.environ.get(SETTING, "").lower() in ("0", "off", "false", "no"):
-        return f"{SETTING}={os.environ[SETTING]}"
+    setting = os.environ.get(SETTING) or "on"
+    if setting.lower() not in ("on", "off"):
+        raise ValueError(f"{SETTING} must be on or off, got {setting!r}")
+    if setting.lower() == "off":
+        return f"{SETTING}={setting}"
     try:
         found = importlib.util.find_spec(compiler) is not None
     except ModuleNotFoundError:  # nor the package that it is a part of

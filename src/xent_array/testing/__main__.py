@@ -22,7 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", action="append", choices=FLOATING, help="repeatable")
     parser.add_argument("--group", action="append", choices=GROUPS, help="repeatable")
     given = parser.parse_args(arguments)
-    xp = importlib.import_module(given.namespace)
+    try:
+        xp = importlib.import_module(given.namespace)
+    except ImportError as error:
+        parser.error(f"{given.namespace} cannot be imported: {error}")
     report = check(xp, dtypes=given.dtype or DTYPES, groups=given.group)
     print(report)
     return 0 if report.ok else 1
