@@ -18,6 +18,7 @@ from xent_array._backends import _torch_cuda, backend_of
 from xent_array._backends.torch import is_compiled, is_wrapped, numpy_backend, numpy_view
 from xent_array._batch import Arrays, Batch, arrays_of, laid_out, suits_kernels, with_kernels
 from xent_array._engines import _torch_constant
+from xent_array._engines._torch_operands import packed, unpacked
 from xent_array._evaluate import Kept, Result
 from xent_array._rowwise import Stats
 from xent_array._wanted import IndexRows, IndexTarget, Smoothing
@@ -84,24 +85,14 @@ def value_and_grad(batch: Batch) -> Result:
 
 
 def _taken_apart(batch: Batch) -> tuple[Any, ...]:
-    """The tensors of a batch, and the names of all but logits and target; numbers come first."""
-    given = dict(zip(_VALUES, (*arrays_of(batch)[2:], batch.z_loss), strict=True))
-    tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
-    numbers: dict[str, Any] = {name: x for name, x in given.items() if _counts(name, x)}
-    arrays = [*map(in_a_tensor, numbers.values()), *tensors.values()]
-    names = " ".join((*numbers, "|", *tensors))
+    """Logits, target, and all else that changes the loss, as an operator is given them."""
+    given = zip(_VALUES, (*arrays_of(batch)[2:], batch.z_loss), strict=True)
+    arrays, names = packed({name: x for name, x in given if not _changes_nothing(name, x)})
     return batch.logits, batch.target.column, arrays, names
 
 
-def _counts(name: str, x: Any) -> bool:
-    """Whether something is a number that changes the loss."""
-    return isinstance(x, float | int) and not (name in _NEUTRAL and x == _NEUTRAL[name])
-
-
-def in_a_tensor(number: float) -> torch.Tensor:
-    """A number as an operator is given it: for each other one all would be compiled anew."""
-    # By a product: what is handed to a tensor's maker is made a constant.
-    return torch.ones((), dtype=torch.float64, device="cpu") * number
+def _changes_nothing(name: str, x: Any) -> bool:
+    return isinstance(x, float) and name in _NEUTRAL and x == _NEUTRAL[name]
 
 
 class _Words(NamedTuple):
@@ -141,10 +132,7 @@ def _together(
 ) -> Batch:
     """The batch that was taken apart; its options were checked."""
     backend = backend_of("logits", logits)
-    numbers, tensors = (part.split() for part in names.split("|"))
-    given: dict[str, Any] = dict.fromkeys(_VALUES) | _NEUTRAL
-    given |= dict(zip((*numbers, *tensors), arrays, strict=True))
-    given |= {name: given[name].item() for name in numbers}
+    given: dict[str, Any] = dict.fromkeys(_VALUES) | _NEUTRAL | unpacked(arrays, names)
     axis, shape = words.axis, tuple(logits.shape)
     classes = shape[axis]
     rows = shape[:axis] + shape[axis + 1 :]

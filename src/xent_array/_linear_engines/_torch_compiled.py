@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from xent_array._engines._torch_compiled import in_a_tensor
+from xent_array._engines._torch_operands import packed, unpacked
 from xent_array._evaluate import Result
 from xent_array._gradient import times_upstream
 from xent_array._linear_engines._torch_recomputed import placed
@@ -53,15 +53,13 @@ def _results(
     call: Projected, wanted: Wanted, upstream: torch.Tensor | None
 ) -> tuple[Result, Parts]:
     target, options = cast("Given", call.given)
-    given = {name: getattr(options, name) for name in _VALUES} | {"grad_output": upstream}
-    tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
-    numbers = {name: x for name, x in given.items() if isinstance(x, float | int)}
+    values = {name: getattr(options, name) for name in _VALUES}
+    arrays, names = packed({**values, "grad_output": upstream})
     loss, *others = _operator(
         *call.parts,
         target,
-        # For each other number all would be compiled anew, but for a tensor's.
-        [*map(in_a_tensor, numbers.values()), *tensors.values()],
-        names=" ".join((*numbers, "|", *tensors)),
+        arrays,
+        names=names,
         by_rows=call.batch.by_rows,
         ignore_index=options.ignore_index,
         reduction=options.reduction,
@@ -93,9 +91,7 @@ def _operator(
     wanted: Sequence[bool],
 ) -> list[torch.Tensor]:
     """The loss, the gradients that are wanted, and statistics where asked for."""
-    numbers, tensors = (part.split() for part in names.split("|"))
-    given: dict[str, Any] = dict(zip((*numbers, *tensors), arrays, strict=True))
-    given |= {name: given[name].item() for name in numbers}
+    given = unpacked(arrays, names)
     upstream = given.pop("grad_output", None)
     if by_rows:
         given["denominator"] = "rows"
