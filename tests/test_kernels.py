@@ -395,6 +395,7 @@ def test_why_there_are_no_kernels(monkeypatch):
         monkeypatch.setenv("XENT_ARRAY_KERNELS", setting)
         monkeypatch.setattr(_kernels.importlib.util, "find_spec", lambda name: None)
         assert _kernels.why_not_for_host() == reason
+    _kernels._host.cache_clear()
     monkeypatch.setenv("XENT_ARRAY_KERNELS", "nope")
     with pytest.raises(ValueError, match="XENT_ARRAY_KERNELS must be on or off, got 'nope'"):
         _kernels.why_not_for_host()

@@ -8,8 +8,10 @@ import weakref
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 
 import xent_array
+from xent_array import _batch
 from xent_array._engines import _torch_constant
 
 from arrays import DEVICE
@@ -347,6 +349,19 @@ def test_the_first_call_of_all_may_be_compiled():
     command = [sys.executable, "-W", "error", "-W", torchs, "-c", COMPILED_FIRST]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (300, 1000)])
+def test_the_first_call_of_all_may_be_checkpointed(shape, monkeypatch):
+    """What is kept of it is what is kept of the second."""
+    monkeypatch.setattr(_batch, "_templates", {})
+    logits = torch.ones(shape, requires_grad=True)
+    target = torch.zeros(shape[0], dtype=torch.int64)
+    loss = torch.utils.checkpoint.checkpoint(
+        xent_array.cross_entropy, logits, target, use_reentrant=False
+    )
+    (grad,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(grad, xent_array.cross_entropy_and_grad(logits, target)[1])
 
 
 def test_parameters_and_no_grad():

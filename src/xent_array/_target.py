@@ -101,17 +101,16 @@ def checked_indices(
     look = looks_at_indices(memory, options)
     rows = math.prod(target.shape)
     inside = rows == 0 or (look and _within(backend, target, rows, q.classes))
-    index = target[..., None]
     if inside and not 0 <= ignore < q.classes:
-        return IndexTarget(q, index, ignore_index=None, trusted=True)
+        return IndexTarget(q, target, ignore_index=None, trusted=True)
     # A value that the target's dtype cannot hold ignores nothing, whatever a cast would make of it.
     lowest, highest = backend.integer_range(target.dtype)
     held = int(ignore) if lowest <= ignore <= highest else None
     if held is not None and held > backend.integer_range(backend.index_dtype(target))[1]:
         held -= highest + 1  # what the cast makes of it
     if look and not inside:
-        _raise_bad(IndexTarget(q, index, held, trusted=False), where, options)
-    return IndexTarget(q, index, held, trusted=look)
+        _raise_bad(IndexTarget(q, target, held, trusted=False), where, options)
+    return IndexTarget(q, target, held, trusted=look)
 
 
 def _within(backend: Standard, target: Array, rows: int, classes: int) -> bool:
@@ -125,7 +124,7 @@ def _within(backend: Standard, target: Array, rows: int, classes: int) -> bool:
 def _raise_bad(target: IndexTarget, where: Array | None, options: Options) -> None:
     """Raise IndexError for the first row that counts and whose index is not a class, if any."""
     backend, before = target.q.backend, 0
-    shape, classes = tuple(target.array.shape[:-1]), target.q.classes
+    shape, classes = tuple(target.array.shape), target.q.classes
     for block in row_blocks(shape, LOOK):
         rows = target.rows(block, None if where is None else where[block])
         bad = backend.xp.reshape(rows.bad, (-1,))

@@ -77,10 +77,9 @@ class IndexTarget(NamedTuple):
     """Class indices of any integer dtype."""
 
     q: Smoothing
-    array: Array  # shaped (rows..., 1), or (rows...)
+    array: Array  # shaped as the rows: the class axis is not there until it is asked for
     ignore_index: int | None  # None: no row holds it
     trusted: bool  # every index that counts is known to be a class
-    flat: bool = False  # the array lacks the class axis, which a small call need not pay for
 
     @property
     def found(self) -> tuple[Any, ...]:
@@ -90,18 +89,18 @@ class IndexTarget(NamedTuple):
     @property
     def column(self) -> Array:
         """What there is of each row."""
-        return self.array[..., None] if self.flat else self.array
+        return self.array[..., None]
 
     def renewed(self, q: Smoothing, column: Array) -> IndexTarget:
-        return IndexTarget(q, column, self.ignore_index, self.trusted)
+        return self.holding(q, column[..., 0])
 
     def holding(self, q: Smoothing, array: Array) -> IndexTarget:
         """The same with an array like its own."""
-        return IndexTarget(q, array, self.ignore_index, self.trusted, self.flat)
+        return IndexTarget(q, array, self.ignore_index, self.trusted)
 
     def like(self, other: Any, array: Array) -> IndexTarget:
-        """The same with an array that lacks the class axis, and what was found of another."""
-        return IndexTarget(self.q, array, other.ignore_index, other.trusted, flat=True)
+        """The same with another array, and what was found of it."""
+        return IndexTarget(self.q, array, other.ignore_index, other.trusted)
 
     def rows(self, block: RowIndex, where: Array | None) -> IndexRows:
         backend, index = self.q.backend, self.column[block]

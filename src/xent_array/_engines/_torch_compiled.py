@@ -162,7 +162,7 @@ def _together(
         denominator=given["denominator"],
         grad_output=given["grad_output"],
         logits=logits,
-        target=IndexTarget(q, target, words.ignore_index, trusted=False),
+        target=IndexTarget(q, target[..., 0], words.ignore_index, trusted=False),
         kernels=None,
     )
     return with_kernels(batch)

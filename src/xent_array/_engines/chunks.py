@@ -28,6 +28,7 @@ from xent_array._rowwise import (
     whole_rows,
 )
 from xent_array._stats import FourNumbers, fold
+from xent_array._wanted import IndexTarget
 
 
 class Rows(NamedTuple):
@@ -55,6 +56,8 @@ def _chunk(template: Batch, logits: Array, rows: Rows, whole: dict[str, Any]) ->
     backend, shape = backend_of("logits", logits), logits.shape[:-1]
     xp = backend.xp
     target = xp.empty((*shape, 0), dtype=logits.dtype) if rows.target is None else rows.target
+    if isinstance(template.target, IndexTarget):
+        target = target[..., 0]
     others = [None if x is None else xp.broadcast_to(x, (*shape, 1)) for x in rows[1:]]
     where, sample_weight, grad_output = others
     here = template._replace(

@@ -99,7 +99,7 @@ def _template(batch: Batch) -> Batch:
     nothing: Any = None
     bare, _ = apart(batch, da.Array)
     target = bare.target
-    target = target.renewed(target.q._replace(backend=nothing), target.column)
+    target = target.holding(target.q._replace(backend=nothing), nothing)
     return bare._replace(backend=nothing, target=target)
 
 

@@ -40,7 +40,6 @@ from xent_array._kernels.cuda_columns import Launches
 from xent_array._kernels.launches import Cell, Launch
 from xent_array._namespace import Array, dtype_name
 from xent_array._rows import classes_last
-from xent_array._wanted import IndexTarget
 
 # --- what was noted, launched
 
@@ -188,7 +187,7 @@ def _written(signature: _Signature) -> _Program:
     def column(name: str, dtype: Any, extent: str) -> Column:
         if name == "grad_output" and signature.one_upstream:
             extent = ONE
-        of_rows = batch.shape if name == "target" and _is_flat(batch) else (*batch.shape, 1)
+        of_rows = batch.shape if name == "target" else (*batch.shape, 1)
         shapes.append({ROWS: of_rows, CLASSES: shape[-1:], ONE: None}[extent])
         return ledger.given(ledger.memory(), dtype_name(dtype), extent)
 
@@ -215,12 +214,6 @@ def _written(signature: _Signature) -> _Program:
             results.append(x)
     ledger.finish(cells)
     return _Program(ledger.launches, ledger.scratch, shapes, results)
-
-
-def _is_flat(batch: Batch) -> bool:
-    """Whether class indices lack the class axis."""
-    assert isinstance(batch.target, IndexTarget)
-    return batch.target.flat
 
 
 def _shape(batch: Batch, x: Finished) -> tuple[int, ...]:
