@@ -1,6 +1,7 @@
 """torch.compile: operators where kernels read the rows, else array code with a rule of ours."""
 
 import contextlib
+import functools
 
 import numpy as np
 import pytest
@@ -431,6 +432,50 @@ def test_array_code_of_images_gives_gradients_laid_out_as_the_logits():
     assert grad.is_contiguous()
     at_once = in_array_code(lambda z, t: xent_array.cross_entropy_and_grad(z, t)[1])
     assert at_once(logits, target).is_contiguous()
+
+
+def later_multiplied(logits, target):
+    return logits.mul_(3)
+
+
+def later_masked(logits, target):
+    return logits.masked_fill_(logits > 0, 0.0)
+
+
+def with_other_targets_later(logits, target):
+    return target.clamp_(0).add_(1).remainder_(7)
+
+
+@pytest.mark.parametrize("change", [later_multiplied, later_masked, with_other_targets_later])
+@pytest.mark.parametrize("kernels", [True, False])
+def test_what_is_changed_in_place_after_the_loss(change, kernels):
+    """torch saves what an autograd Function is given as it is at the end of the graph."""
+    logits, target = problem()
+
+    def step(change, z, t):
+        z, t = 2 * z, t.clone()
+        loss = xent_array.cross_entropy(z, t)
+        change(z, t)
+        return loss
+
+    expected = loss_and_gradient(lambda z, t: step(lambda *_: None, z, t), logits, target)
+    changed = functools.partial(step, change)
+    if kernels and are_there() and change is not with_other_targets_later:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss_and_gradient(compiled(changed), logits, target)
+    else:
+        torch.testing.assert_close(
+            loss_and_gradient(in_array_code(changed), logits, target), expected
+        )
+
+
+def test_memory_for_the_gradient_of_any_size():
+    call = in_array_code(lambda z, t, out: xent_array.cross_entropy_and_grad(z, t, out=out)[1])
+    for rows in (7, 9, 12):
+        logits, target = problem(rows=rows)
+        out = torch.empty_like(logits)
+        assert call(logits, target, out) is out
+        torch.testing.assert_close(out, xent_array.cross_entropy_and_grad(logits, target)[1])
 
 
 @pytest.mark.parametrize("shape", [(8, 10), (300, 1000)])

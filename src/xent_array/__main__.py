@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import xent_array
+from xent_array import _kernels, _threads
 from xent_array._backends import backend_of
 from xent_array._blocks import budget_of
 from xent_array._capabilities import LIBRARIES, Library
@@ -42,7 +43,13 @@ class Report(NamedTuple):
 
 
 def main() -> int:
-    """Print the table; return 1 if a library computes wrong numbers."""
+    """Print the table; return 1 if a library computes wrong numbers, 2 if a setting is wrong."""
+    try:
+        _threads.available()
+        _kernels.why_not_for_host()
+    except ValueError as error:  # a setting
+        print(error, file=sys.stderr)
+        return 2
     compat = importlib.metadata.version("array-api-compat")
     print(
         f"xent_array {xent_array.__version__}, array-api-compat {compat}, "

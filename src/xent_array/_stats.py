@@ -62,7 +62,7 @@ class Spread(NamedTuple):
         q = share
         if weight is not None:
             q = share * backend.of_classes(weight, self.shifted)
-        return backend.row_sum(weighted(backend, q, self.shifted))
+        return backend.row_sum(weighted(backend.xp, q, self.shifted))
 
 
 class Glance(NamedTuple):
@@ -271,29 +271,30 @@ def _seen_from(xp: Any, slab: FourNumbers, top: Array, scale: Scalar) -> Array:
     return slab.dot + times(scale, slab.mass * fall)
 
 
-def weighted(backend: Standard, q: Scalar, shifted: Array) -> Array:
+def weighted(xp: Any, q: Scalar, shifted: Array) -> Array:
     """q·shifted with 0·log 0 = 0: no share of a class that is impossible costs nothing.
 
-    Nothing but a -inf is masked: with every q == 0 masked, probabilities would get no gradient. The
-    derivative by such a share is -inf; a root of 0 has it.
+    Nothing but a -inf is masked: with every q == 0 masked, probabilities would get no gradient. By
+    such a share itself the derivative is that of a class at the top, and not -inf, which a chain
+    rule would make NaN of.
     """
-    xp = backend.xp
     if isinstance(q, float):
         if q != 0.0:
             return times(q, shifted)
-        return q * xp.where(shifted == -xp.inf, 0.0, shifted)
-    void = (q == 0.0) & (shifted == -xp.inf)
-    product = q * xp.where(void, 0.0, shifted)
-    if backend.differentiates(q):
-        product = product - xp.where(void, xp.sqrt(xp.where(void, q, 1.0)), 0.0)
-    return product
+        void = shifted == -xp.inf
+    else:
+        void = (q == 0.0) & (shifted == -xp.inf)
+    return q * xp.where(void, 0.0, shifted)
 
 
 def _fallen(xp: Any, scale: Scalar, fall: Array) -> Array:
-    """scale·fall; an impossible class stays so at any scale, and has no part in its derivative."""
+    """scale·fall; an impossible class stays so at any scale, and has no part in its derivative.
+
+    But at 0, which makes NaN of it.
+    """
     if isinstance(scale, float):
         return times(scale, fall)
-    void = fall == -xp.inf
+    void = (fall == -xp.inf) & (scale > 0.0)
     return xp.where(void, fall, scale * xp.where(void, 0.0, fall))
 
 

@@ -134,7 +134,7 @@ class IndexRows(NamedTuple):
         if inside is not None:
             picked = xp.where(inside, picked, 0.0)
             share = share * xp.astype(inside, picked.dtype)
-        dot = weighted(backend, share, picked)
+        dot = weighted(xp, share, picked)
         if not q.is_smooth:
             return share, dot
         even = slab.weighted_sum(backend, q.smoothing / q.classes, q.weight_of(classes))
@@ -238,7 +238,7 @@ class ProbabilityRows(NamedTuple):
     def weigh(self, slab: Spread, classes: slice) -> tuple[Scalar, Array]:
         """Mass and dot of a slab of logits below their top."""
         backend, wanted = self.q.backend, self._wanted(slab.shifted.dtype, classes)
-        return backend.row_sum(wanted), backend.row_sum(weighted(backend, wanted, slab.shifted))
+        return backend.row_sum(wanted), backend.row_sum(weighted(backend.xp, wanted, slab.shifted))
 
     def gradient(self, slab: Spread, row: Pull, classes: slice) -> Array:
         """Derivatives of `row.factor` times the loss by a slab of logits below their top.

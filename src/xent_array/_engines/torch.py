@@ -83,7 +83,10 @@ class _Loss(torch.autograd.Function):
             loss, (seen, divisor) = value_to_differentiate(batch)
         ctx.batch, arrays = apart(batch, torch.Tensor)
         ctx.divisor = divisor
-        ctx.save_for_backward(*_without_end((*arrays[:2], grad, *seen, *arrays[2:])))
+        saved = _without_end((*arrays[:2], grad, *seen, *arrays[2:]))
+        if is_compiled():  # which saves what becomes of them, if they are changed in place later
+            saved = tuple(None if x is None else x.clone() for x in saved)
+        ctx.save_for_backward(*saved)
         return cast("torch.Tensor", loss)
 
     @staticmethod

@@ -139,7 +139,7 @@ def are_disabled() -> bool:
 
 
 def _missing(compiler: str) -> str | None:
-    setting = os.environ.get(SETTING) or "on"
+    setting = os.environ.get(SETTING, "").strip() or "on"
     if setting.lower() not in ("on", "off"):
         raise ValueError(f"{SETTING} must be on or off, got {setting!r}")
     if setting.lower() == "off":
