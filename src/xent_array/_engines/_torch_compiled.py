@@ -23,9 +23,9 @@ from xent_array._evaluate import Kept, Result
 from xent_array._rowwise import Stats
 from xent_array._wanted import IndexRows, IndexTarget, Smoothing
 
-#: Bytes of logits from which on an operator is worth its call, of a tenth of a millisecond; below,
-#: a compiler's own code is as fast, and may be one with what comes before it. A guess for GPUs.
-WORTH_A_CALL = {"cpu": 1 << 22, "cuda": 1 << 24}
+#: Bytes of logits from which on an operator is faster than array code as a compiler makes it, which
+#: may be one with what comes before it. A guess for GPUs.
+WORTH_A_CALL = {"cpu": 1 << 25, "cuda": 1 << 24}
 
 #: What an operator gives beside loss and statistics: what gradients need of each row, or one.
 _NOTHING, _KEPT, _GRADIENT = "nothing", "kept", "gradient"
