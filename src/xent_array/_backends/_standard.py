@@ -89,7 +89,7 @@ class Standard:
         return False
 
     def kernels(self, x: Array) -> Kernels | None:
-        """What reads rows of `x`, of classes along an axis, in the place of array code, if any."""
+        """What reads rows of `x` in the place of array code, if any."""
         return None
 
     def why_no_kernels(self, x: Array) -> str | None:

@@ -110,9 +110,8 @@ class Backend(Standard):
         return jnp.sum(jnp.where(found, x, jnp.zeros_like(x)), axis=-1, keepdims=True)
 
     def of_classes(self, x: Array, like: Array) -> Array:
-        return jnp.expand_dims(
-            x, tuple(range(like.ndim - 1))
-        )  # JAX may be told to promote no ranks
+        # JAX may be told to promote no ranks.
+        return jnp.expand_dims(x, tuple(range(like.ndim - 1)))
 
     def class_range(self, x: Array) -> Array:
         if not _explicit(x):

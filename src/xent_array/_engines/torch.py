@@ -75,7 +75,8 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         grad, seen, divisor = None, _UNSEEN, None
-        if is_compiled():  # which brings no sizes from outside to backward
+        compiled = is_compiled()
+        if compiled:  # which brings no sizes from outside to backward
             batch = with_sizes(batch, tuple(logits.shape))
         if batch.reduction != "none" and is_small(batch):
             loss, grad, _ = _torch_constant.value_and_grad(batch)
@@ -84,7 +85,7 @@ class _Loss(torch.autograd.Function):
         ctx.batch, arrays = apart(batch, torch.Tensor)
         ctx.divisor = divisor
         saved = _without_end((*arrays[:2], grad, *seen, *arrays[2:]))
-        if is_compiled():  # which saves what becomes of them, if they are changed in place later
+        if compiled:  # which saves what becomes of them, if they are changed in place later
             saved = tuple(None if x is None else x.clone() for x in saved)
         ctx.save_for_backward(*saved)
         return cast("torch.Tensor", loss)
@@ -109,7 +110,7 @@ class _Loss(torch.autograd.Function):
 
 def _times_upstream(backend: Standard, grad: torch.Tensor, upstream: torch.Tensor) -> torch.Tensor:
     """A gradient that was computed with its loss, times that of the loss."""
-    if upstream.is_cpu and holds_values(upstream) and math.isfinite(upstream.item()):
+    if upstream.is_cpu and not is_compiled() and math.isfinite(upstream.item()):
         return grad * upstream
     return cast("torch.Tensor", times_upstream(backend, grad, upstream, grad.dtype))
 

@@ -112,12 +112,12 @@ def _host() -> tuple[type[host.Kernels] | None, str | None]:
         return None, reason
     try:
         import numba
+
+        if getattr(numba.config, "DISABLE_JIT", False):
+            return None, "NUMBA_DISABLE_JIT has numba compile nothing"
+        from xent_array._kernels import host
     except ImportError as error:  # a numba that does not go with this Python or NumPy
         return None, f"numba cannot be imported: {error}"
-    if getattr(numba.config, "DISABLE_JIT", False):
-        return None, "NUMBA_DISABLE_JIT has numba compile nothing"
-    from xent_array._kernels import host
-
     return host.Kernels, None
 
 

@@ -79,7 +79,7 @@ template <class S, class R, bool TOGETHER> struct Seen {
   R base;
   Few top;
   Sum<R> below;  // of the exponentials of all entries but the top
-  i64 argmax;     // of the first entry that equals the top, or of the first NaN
+  i64 argmax;    // of the first entry that equals the top, or of the first NaN
   R mark;        // no entry is above it
   Sum<R> fall;   // of w·(z - mark)
   Sum<R> heavy;  // of w
