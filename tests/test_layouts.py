@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import xent_array
-from xent_array._blocks import plan, row_blocks
+from xent_array._blocks import plan
+from xent_array._row_blocks import row_blocks
 
 from arrays import BENCHMARKS, make, set_budget, to_numpy
 

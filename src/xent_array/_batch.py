@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from xent_array._arguments import Library
 from xent_array._backends import Memory, Standard, backend_of
-from xent_array._blocks import LOOK, row_blocks
+from xent_array._blocks import LOOK
 from xent_array._kernels import Kernels, are_disabled
 from xent_array._namespace import Array
 from xent_array._options import DEFAULTS, OnEmpty, Options, Reduction, holds_arrays
+from xent_array._row_blocks import row_blocks
 from xent_array._rows import class_axis, classes_last, row_factors, row_mask
 from xent_array._stats import Scalar
 from xent_array._target import check_target, checked_indices, class_weight, looks_at_indices

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from types import EllipsisType
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from xent_array._backends import Memory, Standard
 from xent_array._namespace import Array
+from xent_array._row_blocks import RowIndex, row_blocks
 from xent_array._threads import for_each
-
-RowIndex = tuple[int | slice | EllipsisType, ...]
 
 #: Bytes of logits in one block, in the compute dtype, per kind of memory. A loss works on three or
 #: four arrays of that size, which should stay in cache; blocks much smaller lose to the cost of a
@@ -140,23 +137,3 @@ def for_each_block(
 def slab_of(x: Array, classes: slice) -> Array:
     """The classes of a slab; an array that holds no others is taken whole."""
     return x if x.shape[-1] == classes.stop - classes.start else x[..., classes]
-
-
-def row_blocks(shape: tuple[int, ...], size: int) -> Iterator[RowIndex]:
-    """Cut rows of any `shape` into consecutive runs, in C order, of at most `size` rows each.
-
-    >>> for block in row_blocks((2, 4, 4), 8):
-    ...     print(block)
-    (0, slice(0, 2, None), Ellipsis)
-    (0, slice(2, 4, None), Ellipsis)
-    (1, slice(0, 2, None), Ellipsis)
-    (1, slice(2, 4, None), Ellipsis)
-    """
-    if math.prod(shape) <= size:
-        yield (...,)
-        return
-    cut = next(i for i in range(len(shape)) if math.prod(shape[i + 1 :]) <= size)
-    step = size // math.prod(shape[cut + 1 :])
-    for lead in itertools.product(*map(range, shape[:cut])):
-        for start in range(0, shape[cut], step):
-            yield (*lead, slice(start, min(start + step, shape[cut])), ...)

@@ -6,18 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from xent_array._batch import Batch, laid_out
-from xent_array._blocks import (
-    BLOCK_BYTES,
-    Assembly,
-    Plan,
-    RowIndex,
-    budget_of,
-    for_each_block,
-    plan,
-)
+from xent_array._blocks import BLOCK_BYTES, Assembly, Plan, budget_of, for_each_block, plan
 from xent_array._gradient import Demand, gradient
 from xent_array._namespace import Array
 from xent_array._reduce import Counts, count_rows, divisor, mean
+from xent_array._row_blocks import RowIndex
 from xent_array._rows import classes_back, classes_last
 from xent_array._rowwise import Reading, Slab, Stats, conclude, read, rows_of, weight_of
 from xent_array._stats import FourNumbers, Glance, Scalar

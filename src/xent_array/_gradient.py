@@ -14,8 +14,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from xent_array._batch import Batch
-from xent_array._blocks import RowIndex, slab_of
+from xent_array._blocks import slab_of
 from xent_array._namespace import Array
+from xent_array._row_blocks import RowIndex
 from xent_array._rowwise import Reading, counted, factor_of, lse_of, scale_below_top, transformed
 from xent_array._stats import Glance, Scalar, Spread, times
 from xent_array._wanted import IndexRows, Pull

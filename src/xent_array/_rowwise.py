@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from xent_array._batch import Batch
-from xent_array._blocks import RowIndex, slab_of
+from xent_array._blocks import slab_of
 from xent_array._namespace import Array
+from xent_array._row_blocks import RowIndex
 from xent_array._stats import (
     FourNumbers,
     Glance,

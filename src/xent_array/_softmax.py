@@ -7,16 +7,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from xent_array._arguments import Library
-from xent_array._blocks import (
-    Assembly,
-    Plan,
-    RowIndex,
-    budget_of,
-    for_each_block,
-    plan,
-)
+from xent_array._blocks import Assembly, Plan, budget_of, for_each_block, plan
 from xent_array._namespace import Array
 from xent_array._options import check_integer
+from xent_array._row_blocks import RowIndex
 from xent_array._rows import class_axis, classes_back, classes_last
 from xent_array._stats import FourNumbers, Spread, merge_tree, spread
 from xent_array._stats import logsumexp as row_logsumexp

@@ -7,9 +7,10 @@ from typing import Any
 
 from xent_array._arguments import Library
 from xent_array._backends import Memory, Standard
-from xent_array._blocks import LOOK, row_blocks
+from xent_array._blocks import LOOK
 from xent_array._namespace import Array, dtype_name
 from xent_array._options import Options
+from xent_array._row_blocks import row_blocks
 from xent_array._rows import fits
 from xent_array._wanted import IndexTarget, ProbabilityTarget, Smoothing, Target
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from xent_array._backends import Standard
-from xent_array._blocks import RowIndex, slab_of
+from xent_array._blocks import slab_of
 from xent_array._namespace import Array
+from xent_array._row_blocks import RowIndex
 from xent_array._stats import Glance, Scalar, Spread, leads, times, weighted
 
 

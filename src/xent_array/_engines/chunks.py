@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from xent_array._backends import backend_of
 from xent_array._batch import Arrays, Batch, serial, together, with_kernels
-from xent_array._blocks import Assembly, RowIndex, keep_heap
+from xent_array._blocks import Assembly, keep_heap
 from xent_array._evaluate import plan_of
 from xent_array._gradient import Demand, gradient
 from xent_array._namespace import Array
+from xent_array._row_blocks import RowIndex
 from xent_array._rowwise import (
     Greatest,
     Reading,

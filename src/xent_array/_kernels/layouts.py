@@ -11,6 +11,7 @@ import numpy as np
 
 from xent_array._kernels._lanes import LANES
 from xent_array._namespace import Array
+from xent_array._row_blocks import row_blocks
 
 #: The dtypes that the kernel reads, and as which: numba knows the bits of half dtypes alone.
 _READ_AS = {"float64": "f8", "float32": "f4", "float16": "u2", "bfloat16": "i2"}
@@ -91,16 +92,8 @@ def strided(arrays: tuple[Array, ...]) -> Iterator[tuple[Array, ...]]:
 
 def pieces(arrays: tuple[Array, ...], most: int) -> Iterator[tuple[Array, ...]]:
     """Parts of at most so many rows, in C order, of any number of axes."""
-    rows = count_rows(arrays[0])
-    if rows <= most:
-        yield arrays
-    elif (inner := rows // len(arrays[0])) <= most:
-        step = most // inner
-        for start in range(0, len(arrays[0]), step):
-            yield tuple(x[start : start + step] for x in arrays)
-    else:
-        for part in zip(*arrays, strict=True):
-            yield from pieces(part, most)
+    for block in row_blocks(arrays[0].shape[:-1], most):
+        yield tuple(x[block] for x in arrays)
 
 
 def dealt(parts: Iterable[tuple[Array, ...]], most: int, *, cut: bool) -> Iterator[Share]:
