@@ -15,9 +15,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from xent_array import _batch, _kernels, _threads
+from xent_array import _gather, _kernels, _threads
 from xent_array._backends.numpy import Backend
-from xent_array._kernels.cuda import LAYOUTS, PLAIN, Kernels
+from xent_array._kernels.cuda import LAYOUTS, Kernels, definitions_of
 
 BFLOAT16 = ml_dtypes.bfloat16
 DTYPES = [np.float32, np.float64, np.float16, BFLOAT16]
@@ -26,9 +26,9 @@ SHIM = Path(__file__).parent / "cuda_shim"
 SOURCES = Path(_kernels.__file__).parent
 
 
-def library(plain=""):
+def library(definitions=""):
     """The kernels of rows as functions of a library; a test is skipped where no compiler is."""
-    return compiled(f'{plain}#include "host.cpp"\n')
+    return compiled(f'{definitions}#include "host.cpp"\n')
 
 
 @functools.cache
@@ -44,9 +44,10 @@ def compiled(code):
     flags = (compiler, "-std=c++20", "-O1", "-fPIC", *own)
     with tempfile.TemporaryDirectory() as folder:
         path, made = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
-        path.write_text(code.removeprefix(PLAIN))
-        plain = ("-DPLAIN=1",) * code.startswith(PLAIN)
-        command = (*flags, *plain, "-shared", "-include", headers((*flags, *plain)), path)
+        definitions = definitions_of(code)
+        path.write_text(code.removeprefix(definitions))
+        flags += tuple(f"-D{x.split()[1]}={x.split()[2]}" for x in definitions.splitlines())
+        command = (*flags, "-shared", "-include", headers(flags), path)
         command = (*command, "-o", made)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -108,9 +109,11 @@ class Processor(Recorder):
         super().launch(device, stream, one, memory)
         words = bytes_of(one, memory)
         kernel, blocks, threads = one.form
-        plain = PLAIN * one.code.startswith(PLAIN)
-        made_for_it = "struct Steps" in one.code
-        made = compiled(f"{one.code}RUN_STRUCT({kernel})\n") if made_for_it else library(plain)
+        definitions = definitions_of(one.code)
+        if "struct Steps" in one.code:
+            made = compiled(f"{one.code}RUN_STRUCT({kernel})\n")
+        else:
+            made = library(definitions)
         getattr(made, f"run_{kernel}")(blocks, threads, words)
 
 
@@ -163,5 +166,5 @@ def on_device(memory, program):
         patch.setattr(Backend, "kernels", lambda *_: None if _kernels._disabled else kernels)
         patch.setattr(Backend, "memory", lambda *_: "device")
         patch.setattr(_threads, "available", lambda: 1)
-        patch.setattr(_batch, "_templates", {})  # which remember what reads calls like them
+        patch.setattr(_gather, "_templates", {})  # which remember what reads calls like them
         yield kernels

@@ -15,6 +15,7 @@ import test_accuracy
 import test_gradients
 import test_linear
 import test_nonfinite
+import test_softmax
 import xent_array
 from xent_array import _kernels, _tiles
 from xent_array._kernels import cuda
@@ -456,3 +457,27 @@ def test_targets_of_any_integer_dtype(on_gpu, target):
         xent_array.cross_entropy(z, np.asarray([4, 0, 99], dtype)) for dtype in (target, np.int64)
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [5, 64, 65, 1000, 4099])
+@pytest.mark.parametrize("function", ["softmax", "log_softmax", "logsumexp"])
+def test_rows_without_a_target(on_gpu, processor, function, classes, dtype):
+    """By one launch that reads the rows, or by two where one writes them again."""
+    z = np.random.default_rng(classes).standard_normal((4, classes)).astype(dtype)
+    found = getattr(xent_array, function)(z)
+    works = [form.kernel.split("_")[0] for *_, form, _ in processor.launches]
+    assert "columns" in works
+    assert {"wide", "lane", "fused1"}.intersection(works)
+    assert found.dtype == dtype
+    true = test_softmax.exact(function, z)
+    info = ml_dtypes.finfo(dtype)
+    bound = test_softmax.bound(function, z.astype(np.longdouble), compute_dtype(dtype).name)
+    limit = bound + float(info.eps) * abs(true) + float(info.tiny)
+    assert (abs(found.astype(np.longdouble) - true) <= limit).all()
+
+
+def test_logarithms_of_rows_without_one(on_gpu):
+    rows = np.asarray([[0, np.nan], [0, np.inf], [-np.inf, -np.inf], [0, -np.inf]], np.float32)
+    found = xent_array.log_softmax(rows)
+    np.testing.assert_array_equal(found, [[np.nan] * 2] * 3 + [[0, -np.inf]])

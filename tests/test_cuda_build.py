@@ -46,6 +46,8 @@ def noted(dtype, **options):
     with on_device(NumpyMemory(), recorder):
         for work in (xent_array.cross_entropy, xent_array.cross_entropy_and_grad):
             work(logits, target, **options)
+        for work in (xent_array.softmax, xent_array.log_softmax, xent_array.logsumexp):
+            work(logits)
     return recorder.asked
 
 

@@ -7,8 +7,9 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import xent_array
 from xent_array import (
-    _batch,
+    _gather,
     _kernels,
     _tiles,
     cross_entropy,
@@ -57,7 +58,7 @@ def launches(request, monkeypatch):
     monkeypatch.setattr(_torch_cuda, "device", lambda x: 0)
     monkeypatch.setattr(_torch_cuda, "current", current)
     monkeypatch.setattr(Backend, "memory", on_gpu)
-    monkeypatch.setattr(_batch, "_templates", {})  # which remember what reads calls like them
+    monkeypatch.setattr(_gather, "_templates", {})  # which remember what reads calls like them
     monkeypatch.setattr(
         _kernels, "for_cuda", lambda producer: None if _kernels._disabled else kernels
     )
@@ -399,3 +400,18 @@ def test_the_report_names_what_serves(launches, monkeypatch):
         assert served_by(torch, device="cpu") == served
     monkeypatch.setattr(torch.version, "cuda", None)
     assert Backend(torch).why_no_kernels(torch.zeros(1)) == "the GPU is not NVIDIA's"
+
+
+@pytest.mark.parametrize("classes", [3, 300])
+@pytest.mark.parametrize("function", ["softmax", "log_softmax", "logsumexp"])
+def test_rows_without_a_target(launches, function, classes):
+    """They are read by kernels, and differentiated."""
+    ours = torch.randn(5, classes, requires_grad=True)
+    theirs = ours.detach().clone().requires_grad_()
+    found = getattr(xent_array, function)(ours)
+    expected = getattr(torch, function)(theirs, -1)
+    assert launches
+    torch.testing.assert_close(found, expected)
+    for x in (found, expected):
+        x.backward(torch.arange(x.numel()).reshape(x.shape) / x.numel())
+    torch.testing.assert_close(ours.grad, theirs.grad)

@@ -170,6 +170,20 @@ def test_one_look(real, dtype, classes, in_place):
     assert (np.delete(edges, np.s_[3 : classes + 3], 1) == 77).all()
 
 
+@pytest.mark.parametrize("classes", WIDTHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_without_a_target(real, dtype, classes):
+    z, _ = problem(dtype, classes)
+    inside, _ = scattered(real, z, 77)
+    _, p = exact(z, np.zeros(len(z), int))
+    half = z.itemsize == 2
+    unit, tiny = 2.0 ** -{2: 8, 4: 18, 8: 47}[z.itemsize], float(np.finfo(np.float32).tiny)
+    found = real.numpy(xent_array.softmax(inside)).astype(np.longdouble)
+    np.testing.assert_allclose(found, p, rtol=unit, atol=2.0**-24 if half else tiny)
+    found = real.numpy(xent_array.log_softmax(inside)).astype(np.longdouble)
+    np.testing.assert_allclose(found, np.log(p), rtol=unit, atol=unit)
+
+
 def test_what_serves_says_so(real):
     xp = real.torch if hasattr(real, "torch") else real.cupy
     device = {"device": "cuda"} if xp.__name__ == "torch" else {}

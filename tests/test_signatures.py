@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import xent_array
-from xent_array import _batch, _kernels
+from xent_array import _gather, _kernels
 
 from arrays import DEVICE, make, to_numpy
 
@@ -29,7 +29,7 @@ def loss(xp, logits=LOGITS, target=TARGET, **options):
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "reduction": "sum"}])
 @pytest.mark.parametrize("target", [TARGET, PROBABILITIES], ids=["index", "probabilities"])
 def test_the_values_of_each_call_count(xp, target, options):
-    _batch._templates.clear()
+    _gather._templates.clear()
     first = to_numpy(xent_array.cross_entropy(make(xp, LOGITS), make(xp, target), **options))
     np.testing.assert_array_equal(to_numpy(loss(xp, target=target, **options)), first)
 
@@ -93,9 +93,9 @@ def test_nothing_of_the_callers_is_held():
 
 
 def test_templates_are_bounded():
-    for rows in range(2 * _batch.TEMPLATES):
+    for rows in range(2 * _gather.TEMPLATES):
         xent_array.cross_entropy(np.zeros((rows, 2)), np.zeros(rows, dtype=int))
-    assert 0 < len(_batch._templates) <= _batch.TEMPLATES
+    assert 0 < len(_gather._templates) <= _gather.TEMPLATES
 
 
 def test_kernels_switched_off_between_calls():

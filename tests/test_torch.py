@@ -11,7 +11,7 @@ import torch
 import torch.utils.checkpoint
 
 import xent_array
-from xent_array import _batch
+from xent_array import _gather
 from xent_array._engines import _torch_constant
 
 from arrays import DEVICE
@@ -354,7 +354,7 @@ def test_the_first_call_of_all_may_be_compiled():
 @pytest.mark.parametrize("shape", [(4, 5), (300, 1000)])
 def test_the_first_call_of_all_may_be_checkpointed(shape, monkeypatch):
     """What is kept of it is what is kept of the second."""
-    monkeypatch.setattr(_batch, "_templates", {})
+    monkeypatch.setattr(_gather, "_templates", {})
     logits = torch.ones(shape, requires_grad=True)
     target = torch.zeros(shape[0], dtype=torch.int64)
     loss = torch.utils.checkpoint.checkpoint(

@@ -1,22 +1,17 @@
-"""A call of the loss: every argument checked, and all of them laid out as rows."""
+"""A call of the loss, whose arguments were checked, and its arrays laid out as rows."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from xent_array._arguments import Library
-from xent_array._backends import Memory, Standard, backend_of
-from xent_array._blocks import LOOK
-from xent_array._kernels import Kernels, are_disabled
+from xent_array._backends import Memory, Standard
+from xent_array._kernels import Kernels
 from xent_array._namespace import Array
-from xent_array._options import DEFAULTS, OnEmpty, Options, Reduction, holds_arrays
-from xent_array._row_blocks import row_blocks
-from xent_array._rows import class_axis, classes_last, row_factors, row_mask
+from xent_array._options import OnEmpty, Reduction
+from xent_array._rows import classes_last
 from xent_array._stats import Scalar
-from xent_array._target import check_target, checked_indices, class_weight, looks_at_indices
-from xent_array._wanted import IndexTarget, ProbabilityTarget, Smoothing, Target
+from xent_array._wanted import ProbabilityTarget, Smoothing, Target
 
 
 class Batch(NamedTuple):
@@ -54,84 +49,19 @@ class Batch(NamedTuple):
     plans: dict[Any, Any] | None = None  # what engines made of calls like this one, see `gather`
 
 
-def gather(
-    logits: Array,
-    target: Array,
-    options: Options,
-    *,
-    grad_output: Array | None = None,
-    out: Array | None = None,
-) -> Batch:
-    """Check a call whole, before any work, and lay it out as rows.
-
-    Nearly all that is checked are types, dtypes and layouts. The first call of a signature leaves a
-    template; of the calls that are like it, only the values are looked at. What else is done with
-    them follows from the signature as well: engines leave their plans with the template.
-    """
-    signature = None
-    if grad_output is None and out is None:
-        signature = _signature(logits, target, options)
-        if signature is not None and (template := _templates.get(signature)) is not None:
-            return _renewed(template, logits, target, options)
-    batch = _gather(logits, target, options, grad_output, out)
-    if signature is None or signature[-1] != are_disabled():  # or kernels came or went meanwhile
-        return batch
-    if len(_templates) >= TEMPLATES:
-        _templates.clear()
-    template = _templates[signature] = _template(batch)
-    if looks_at_indices(batch.memory, options):  # which is not to be done twice
-        return batch
-    return _renewed(template, logits, target, options)  # as in the calls to come
-
-
 #: The places of two fields of a batch.
 _OUT, _LOGITS = map(Batch._fields.index, ("out", "logits"))
 
-#: How many templates are kept, at most.
-TEMPLATES = 256
 
-#: Batches by the signature of their call, without the caller's arrays.
-_templates: dict[Any, Batch] = {}
-
-
-def _signature(logits: Array, target: Array, options: Options) -> Any:
-    """A hashable key of all that a batch depends on but values.
-
-    None: the backend has none for such arrays, or an option is an array too.
-    """
-    backend = backend_of("logits", logits)
-    arrays = backend.signature(logits, target)
-    if arrays is None or holds_arrays(options) or options.on_empty == "raise":
-        return None
-    return backend, arrays, None if options is DEFAULTS else options, are_disabled()
-
-
-def _template(batch: Batch) -> Batch:
-    lent = lend(batch)
-    return _emptied(batch)._replace(lent=None if lent is None else _template(lent), plans={})
-
-
-def _emptied(batch: Batch) -> Batch:
+def emptied(batch: Batch) -> Batch:
     """A batch without logits and target."""
     target = batch.target.holding(batch.target.q, None)
     return Batch._make((*batch[:_LOGITS], None, target, batch.kernels, None, None))
 
 
-def _renewed(template: Batch, logits: Array, target: Array, options: Options) -> Batch:
-    """The batch of a call like an earlier one, by its values."""
-    checked, kernels, lent = template.target, template.kernels, template.lent
-    if lent is not None:
-        backend = template.backend
-        lent = _renewed(lent, backend.lent(logits), backend.lent(target), options)
-    if type(checked) is not IndexTarget:
-        checked = checked.renewed(checked.q, target)
-    elif lent is not None:  # its values were looked at
-        checked = checked.like(lent.target, target)
-    elif looks_at_indices(template.memory, options):
-        checked = checked_indices(template.memory, target, checked.q, None, options)
-    else:
-        checked = checked.like(checked, target)
-    return Batch._make((*template[:_LOGITS], logits, checked, kernels, lent, template.plans))
+def filled(batch: Batch, logits: Array, target: Target, lent: Batch | None) -> Batch:
+    """A batch with others, and with what is lent of them."""
+    return Batch._make((*batch[:_LOGITS], logits, target, batch.kernels, lent, batch.plans))
 
 
 def lend(batch: Batch) -> Batch | None:
@@ -153,108 +83,6 @@ def lend(batch: Batch) -> Batch | None:
     logits: Array = arrays[0]
     dtype = evaluator.compute_dtype(logits.dtype)
     return with_kernels(with_arrays(batch, arrays, (evaluator, dtype, dtype, False), None))
-
-
-def _gather(
-    logits: Array, target: Array, options: Options, grad_output: Array | None, out: Array | None
-) -> Batch:
-    library = Library("logits", logits)
-    logits, axis = library.leader, class_axis(library, options.axis)
-    if out is not None:
-        out = library.writable("out", out)
-    shape = tuple(logits.shape)
-    return gathered(
-        library,
-        (logits,),
-        shape,
-        axis=axis,
-        target=target,
-        options=options,
-        grad_output=grad_output,
-        logits=logits,
-        out=out,
-    )
-
-
-def gathered(
-    library: Library,
-    sources: Sequence[Array | None],
-    logits_shape: tuple[int, ...],
-    *,
-    axis: int,
-    target: Array,
-    options: Options,
-    grad_output: Array | None,
-    logits: Array | None = None,
-    out: Array | None = None,
-) -> Batch:
-    """Check everything but the logits, which were checked, or are to be made of `sources`.
-
-    The library of a call is settled by its leading argument.
-    """
-    backend = library.backend
-    dtype = backend.compute_dtype(library.leader.dtype)
-    classes, shape = logits_shape[axis], logits_shape[:axis] + logits_shape[axis + 1 :]
-    weight = class_weight(library, options.weight, classes, dtype)
-    smoothing = library.scalar("label_smoothing", options.label_smoothing, dtype)
-    where = row_mask(library, options.where, shape)
-    sample_weight = row_factors(library, "sample_weight", options.sample_weight, shape)
-    scale = library.scalar("logit_scale", options.logit_scale, dtype)
-    z_loss = library.scalar("z_loss", options.z_loss, dtype)
-    softcap: float | None = None
-    if options.softcap is not None:
-        softcap = library.scalar("softcap", options.softcap, dtype)
-    denominator: Scalar | None = None
-    by_rows = isinstance(options.denominator, str)
-    if options.denominator is not None and not by_rows:
-        denominator = library.scalar("denominator", options.denominator, dtype)
-    result_dtype = library.result_dtype(options.dtype)
-    upstream = _upstream(library, grad_output, options.reduction, shape)
-    q = Smoothing(backend, classes, weight, smoothing)
-    checked = check_target(
-        library, target, options, shape=logits_shape, axis=axis, q=q, where=where
-    )
-    if options.on_empty == "raise" and options.reduction == "mean":
-        _raise_if_empty(library, checked, where, shape)
-    others = (
-        target,
-        options.weight,
-        options.sample_weight,
-        options.where,
-        options.label_smoothing,
-        options.logit_scale,
-        options.denominator,
-    )
-    others_differentiable = backend.differentiates(*others)
-    batch = Batch(  # in place: naming twenty fields costs a small call 2 µs
-        backend,
-        dtype,
-        result_dtype,
-        others_differentiable or backend.differentiates(*sources),
-        not others_differentiable,
-        library.memory,
-        options.reduction,
-        options.on_empty,
-        by_rows,
-        options.return_stats,
-        shape,
-        classes,
-        axis,
-        softcap,
-        z_loss,
-        out,
-        where,
-        sample_weight,
-        scale,
-        denominator,
-        upstream,
-        logits,
-        checked,
-        None,
-    )
-    # Kernels write where they can read.
-    reads = logits is not None and (out is None or backend.kernels(out) is not None)
-    return with_kernels(batch) if reads else batch
 
 
 #: The types of what may be in the place of an array.
@@ -286,7 +114,7 @@ def apart(batch: Batch, kind: type) -> tuple[Batch, Arrays]:
     """
     held = arrays_of(batch)
     if NUMBERS.issuperset(map(type, held[2:])):
-        return _emptied(batch), Arrays._make((*held[:2], *_NO_OTHERS))
+        return emptied(batch), Arrays._make((*held[:2], *_NO_OTHERS))
     arrays = [x if isinstance(x, kind) else None for x in held]
     numbers = [None if isinstance(x, kind) else x for x in held]
     return with_arrays(batch, numbers, batch[:4], batch.kernels), Arrays._make(arrays)
@@ -375,32 +203,8 @@ def serial(batch: Batch) -> Batch:
 
 
 def suits_kernels(batch: Batch) -> bool:
-    """Whether kernels know what a call asks for: class indices, and a scale below the top."""
-    scale = batch.logit_scale
-    if type(batch.target) is not IndexTarget or batch.softcap is not None:
+    """Whether kernels know what a call asks for."""
+    target, scale = batch.target, batch.logit_scale
+    if type(target) is ProbabilityTarget or batch.softcap is not None:
         return False
-    return type(scale) is float and scale > 0.0
-
-
-def _upstream(
-    library: Library, x: Array | None, reduction: str, shape: tuple[int, ...]
-) -> Array | None:
-    """Check grad_output, which is shaped like the loss or broadcasts to it."""
-    given = tuple(getattr(x, "shape", ()))
-    if reduction != "none" and given != ():
-        raise ValueError(
-            f"grad_output must be 0-d, as the loss of reduction={reduction!r}; got shape {given}"
-        )
-    return row_factors(library, "grad_output", x, shape)
-
-
-def _raise_if_empty(
-    library: Library, target: Target, where: Array | None, shape: tuple[int, ...]
-) -> None:
-    if library.memory == "opaque":
-        raise ValueError("on_empty='raise' must see which rows count, and values cannot be seen")
-    for block in row_blocks(shape, LOOK) if math.prod(shape) else ():
-        kept = target.rows(block, None if where is None else where[block]).kept
-        if kept is None or library.backend.any(kept):
-            return
-    raise ValueError(f"no row counts, of rows of shape {shape}, and on_empty is 'raise'")
+    return type(scale) is float and scale > 0.0  # which is applied below the top

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from xent_array._batch import Batch, laid_out
@@ -14,7 +14,7 @@ from xent_array._row_blocks import RowIndex
 from xent_array._rows import classes_back, classes_last
 from xent_array._rowwise import Reading, Slab, Stats, conclude, read, rows_of, weight_of
 from xent_array._stats import FourNumbers, Glance, Scalar
-from xent_array._wanted import IndexRows, TargetRows
+from xent_array._wanted import IndexRows, ProbabilityRows, TargetRows
 
 
 class Result(NamedTuple):
@@ -85,19 +85,37 @@ def value_to_differentiate(batch: Batch) -> tuple[Result, Kept]:
 
 def grad_of_kept(batch: Batch, kept: Kept) -> Array:
     """The derivatives by the logits of a loss that was evaluated before."""
-    caller, backend = batch, batch.backend
-    batch = laid_out(_constant(batch))
-    cut = plan_of(batch)
+    with batch.backend.detached():
+        return _gradient_alone(
+            _constant(batch), lambda rows, block, _: _reread(rows, block, kept), kept.divisor
+        )
+
+
+def probabilities(batch: Batch) -> Array:
+    """The softmax of a batch without a target, or its logarithm.
+
+    Where the library differentiates, it sees operations of its own, and no kernel.
+    """
+    batch = batch._replace(kernels=None) if batch.differentiable else batch
+    with batch.backend.quiet():
+        return _gradient_alone(batch, read, 1.0)
+
+
+def _gradient_alone(
+    caller: Batch, reading: Callable[[Batch, RowIndex, list[slice]], Reading], by: Scalar
+) -> Array:
+    """Derivatives by the logits and nothing else, from the reading of a block of rows."""
+    batch = laid_out(caller)
+    backend, cut = batch.backend, plan_of(batch)
     out, into = _place_for_gradient(caller, batch, cut)
-    demand = Demand(into, kept.divisor)
+    demand = Demand(into, by)
 
     def work(_: int, block: RowIndex) -> Array | None:
-        return gradient(batch, block, cut.slabs, _reread(batch, block, kept), demand)
+        return gradient(batch, block, cut.slabs, reading(batch, block, cut.slabs), demand)
 
-    with backend.detached():
-        if out is None:
-            return classes_back(backend, work(0, cut.blocks[0]), batch.axis)
-        for_each_block(backend, batch.logits, work, cut.blocks)
+    if out is None:
+        return classes_back(backend, work(0, cut.blocks[0]), batch.axis)
+    for_each_block(backend, batch.logits, work, cut.blocks)
     return out
 
 
@@ -105,7 +123,7 @@ def _reread(batch: Batch, block: RowIndex, kept: Kept) -> Reading:
     """A block as it was read when the loss was evaluated."""
     top, rest, mass, picked = (None if x is None else x[block] for x in kept.seen)
     rows = rows_of(batch, block)
-    if isinstance(rows, IndexRows):
+    if not isinstance(rows, ProbabilityRows):
         mass = rows.mass()
     numbers = FourNumbers(top, rest, mass, 0.0)  # no gradient needs dot
     glance = None if picked is None else Glance(top, rest, picked)
@@ -231,10 +249,11 @@ def _of_block(
 def _what_gradients_need(batch: Batch, reading: Reading) -> list[Array | None]:
     """Of each row top and rest; the mass of probabilities, or a target's place below the top."""
     (top, rest, mass, _), rows = reading.slab.numbers, reading.rows
-    if not isinstance(rows, IndexRows):
+    if isinstance(rows, ProbabilityRows):
         return [top, rest, mass, None]
-    seen = reading.seen
-    picked = None if seen is None else seen.shifted_at(batch.backend, rows.index)
+    seen, picked = reading.seen, None
+    if isinstance(seen, Glance) or (isinstance(rows, IndexRows) and seen is not None):
+        picked = seen.shifted_at(batch.backend, rows.index)
     return [top, rest, None, picked]
 
 

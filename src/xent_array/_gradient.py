@@ -19,7 +19,7 @@ from xent_array._namespace import Array
 from xent_array._row_blocks import RowIndex
 from xent_array._rowwise import Reading, counted, factor_of, lse_of, scale_below_top, transformed
 from xent_array._stats import Glance, Scalar, Spread, times
-from xent_array._wanted import IndexRows, Pull
+from xent_array._wanted import ProbabilityRows, Pull
 
 
 class Demand(NamedTuple):
@@ -59,7 +59,7 @@ def times_upstream(xp: Any, grad: Array, upstream: Array) -> Array:
 
 def _write_by_kernel(batch: Batch, z: Array, reading: Reading, pull: Pull, into: Array) -> None:
     backend, rows, seen = batch.backend, reading.rows, reading.seen
-    assert isinstance(rows, IndexRows)
+    assert not isinstance(rows, ProbabilityRows)
     assert not isinstance(seen, Spread)
     assert batch.kernels is not None
     top = reading.slab.numbers.top
@@ -78,6 +78,7 @@ def _write_by_kernel(batch: Batch, z: Array, reading: Reading, pull: Pull, into:
         index=slope.index,
         chosen=slope.chosen,
         kept=rows.kept,
+        logarithm=slope.logarithm,
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeVar, Unpack, overload
 
-from xent_array._batch import gather
 from xent_array._engines import evaluate_with_grad
+from xent_array._gather import gather
 from xent_array._namespace import Array
 from xent_array._options import (
     DEFAULTS,

@@ -11,7 +11,8 @@ import math
 from typing import NamedTuple
 
 from xent_array._arguments import Library, other_dtype
-from xent_array._batch import Batch, gathered, with_columns, with_kernels
+from xent_array._batch import Batch, with_columns, with_kernels
+from xent_array._gather import gathered
 from xent_array._namespace import Array
 from xent_array._options import Options
 

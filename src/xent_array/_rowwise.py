@@ -23,7 +23,7 @@ from xent_array._stats import (
     times,
     whole,
 )
-from xent_array._wanted import IndexRows, TargetRows
+from xent_array._wanted import IndexRows, NoRows, ProbabilityRows, TargetRows
 
 
 class Stats(NamedTuple):
@@ -70,7 +70,7 @@ def read_slab(
     batch: Batch, block: RowIndex, rows: TargetRows, classes: slice, *, slab: bool
 ) -> tuple[Slab, Spread | Glance]:
     """Read a `slab` of the classes of a block, or all of them."""
-    if batch.kernels is not None and isinstance(rows, IndexRows):
+    if batch.kernels is not None and not isinstance(rows, ProbabilityRows):
         return _read_by_kernel(batch, batch.logits[block], rows, classes)
     backend, xp = batch.backend, batch.backend.xp
     given = backend.cast(slab_of(batch.logits[block], classes), batch.compute_dtype)
@@ -86,13 +86,15 @@ def read_slab(
         part = transformed(batch, given)
     prediction = Greatest(seen.top, backend.row_argmax(part) + classes.start)
     label = None
-    if not isinstance(rows, IndexRows):
+    if isinstance(rows, ProbabilityRows):
         p = slab_of(rows.probabilities, classes)
         label = Greatest(backend.row_max(p), backend.row_argmax(p) + classes.start)
     return Slab(numbers, prediction, label), seen
 
 
-def _read_by_kernel(batch: Batch, z: Array, rows: IndexRows, classes: slice) -> tuple[Slab, Glance]:
+def _read_by_kernel(
+    batch: Batch, z: Array, rows: IndexRows | NoRows, classes: slice
+) -> tuple[Slab, Glance]:
     """Read whole rows by a kernel."""
     assert batch.kernels is not None
     top, rest, picked, fall, argmax = batch.kernels.row_stats(
@@ -136,6 +138,8 @@ def conclude(batch: Batch, block: RowIndex, reading: Reading) -> tuple[Array, Se
     The class axis is kept with length one.
     """
     xp, rows, slab = batch.backend.xp, reading.rows, reading.slab
+    if isinstance(rows, NoRows):
+        return lse_of(batch, reading), ()
     loss, lse = finish(xp, slab.numbers), None
     if batch.z_loss or batch.return_stats:
         lse = lse_of(batch, reading)

@@ -72,6 +72,7 @@ class Slope(NamedTuple):
     index: Array
     inside: Array | None  # which rows have their index in the slab; None: all
     chosen: Array
+    logarithm: bool = False  # of the softmax is to be written: shifted + pull
 
 
 class IndexTarget(NamedTuple):
@@ -269,10 +270,76 @@ class ProbabilityRows(NamedTuple):
         """None: every row of probabilities adds 1 to the divisor of the mean."""
 
 
+class NoTarget(NamedTuple):
+    """None: a row costs all of its logsumexp.
+
+    In the place of its gradient, the softmax, that one's logarithm may be asked for.
+    """
+
+    q: Smoothing
+    logarithm: bool
+    array: None = None
+
+    @property
+    def found(self) -> tuple[Any, ...]:
+        """What else calls may differ in."""
+        return (self.logarithm,)
+
+    @property
+    def column(self) -> None:
+        """There is nothing of each row."""
+
+    def renewed(self, q: Smoothing, _column: None) -> NoTarget:
+        return NoTarget(q, self.logarithm)
+
+    def holding(self, q: Smoothing, _array: None) -> NoTarget:
+        return NoTarget(q, self.logarithm)
+
+    def rows(self, _block: RowIndex, _where: None) -> NoRows:
+        return NoRows(self.q, self.logarithm)
+
+
+class NoRows(NamedTuple):
+    q: Smoothing
+    logarithm: bool
+    index: Any = 0  # for kernels, which pick an entry of every row
+    kept: None = None
+    bad: None = None
+
+    def weigh(self, _slab: Spread | Glance, _classes: slice) -> tuple[float, float]:
+        """Mass and dot of what wants no class."""
+        return 0.0, 0.0
+
+    def mass(self) -> float:
+        return 0.0
+
+    def slope(self, slab: Spread | Glance, row: Pull, _classes: slice) -> Slope:
+        """The softmax exps_j/(1 + rest), times `row.factor`, or shifted_j - log1p(rest)."""
+        backend, pull = self.q.backend, self._pull(row)
+        if self.logarithm:
+            chosen = slab.shifted_at(backend, self.index) + pull
+        else:
+            chosen = slab.exp_at(backend, self.index) * pull
+        return Slope(pull, None, self.index, None, chosen, self.logarithm)
+
+    def gradient(self, slab: Spread, row: Pull, _classes: slice) -> Array:
+        """The same, as an array."""
+        pull = self._pull(row)
+        return slab.shifted + pull if self.logarithm else slab.exps * pull
+
+    def _pull(self, row: Pull) -> Array:
+        if self.logarithm:
+            return 0.0 - self.q.backend.xp.log1p(row.rest)
+        return 1.0 / (1.0 + row.rest) * row.factor
+
+    def row_weight(self) -> None:
+        """None: every row would add 1 to the divisor of a mean."""
+
+
 #: The target of a call, and of a block of its rows, whose common fields are `kept` (False in rows
 #: that do not count; None: all do) and `bad` (True in rows whose index is no class; None: none).
-Target = IndexTarget | ProbabilityTarget
-TargetRows = IndexRows | ProbabilityRows
+Target = IndexTarget | ProbabilityTarget | NoTarget
+TargetRows = IndexRows | ProbabilityRows | NoRows
 
 
 def _both(a: Array, b: Array | None) -> Array:

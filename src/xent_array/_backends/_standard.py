@@ -62,7 +62,7 @@ class Standard:
         """Return argument `name` as a plain array of the library, or raise TypeError."""
         return x
 
-    def signature(self, logits: Array, target: Array) -> Any:
+    def signature(self, logits: Array, target: Array | None) -> Any:
         """A hashable key, of dtypes, layouts, devices and modes of this thread; None: not known.
 
         All questions below have the same answers for arrays of equal keys, but for their values.
@@ -127,12 +127,6 @@ class Standard:
                 return "its entries may share memory"
             reach += step * (n - 1)
         return None
-
-    def map_chunks(
-        self, function: Callable[[Array], Array], x: Array, axis: int, *, keep: bool
-    ) -> Array:
-        """A `function` of arrays, of each chunk of a `chunked` library's."""
-        raise NotImplementedError
 
     def map_rows(self, function: Callable[[Any], Any], rows: Any, size: int) -> Any:
         """``function`` of each row of the arrays in `rows`, so many at once; results stacked."""

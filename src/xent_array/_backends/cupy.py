@@ -23,9 +23,12 @@ class Backend(NumpyDtypes):
             )
         return x
 
-    def signature(self, logits: Array, target: Array) -> Any:
-        if type(logits) is cp.ndarray and type(target) is cp.ndarray:
-            return *_layout_of(logits), *_layout_of(target)
+    def signature(self, logits: Array, target: Array | None) -> Any:
+        if type(logits) is cp.ndarray:
+            if target is None:
+                return _layout_of(logits)
+            if type(target) is cp.ndarray:
+                return *_layout_of(logits), *_layout_of(target)
         return None
 
     def memory(self, x: Array) -> Memory:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import dask.array as da
@@ -34,11 +33,3 @@ class Backend(NumpyDtypes):
     def broadcast_rows(self, x: Array, shape: tuple[int, ...]) -> Array:
         # Chunk by chunk: how many rows there are may not be known.
         return da.reshape(x, (1,) * len(shape)) if x.ndim == 0 else x
-
-    def map_chunks(
-        self, function: Callable[[Array], Array], x: Array, axis: int, *, keep: bool
-    ) -> Array:
-        """`function` of chunks that hold all of an axis, which is gone after it unless kept."""
-        whole = x.rechunk({axis: -1})
-        dropped = None if keep else axis
-        return da.map_blocks(function, whole, drop_axis=dropped, dtype=x.dtype, meta=x._meta)

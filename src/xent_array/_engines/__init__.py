@@ -1,7 +1,8 @@
 """How a library's own machinery evaluates a call: its autograd, its compiler, its graphs.
 
-An engine is a module with the functions `value` and `value_and_grad`. That of most libraries is
-`_evaluate` itself, whose array code they run, and differentiate, operation by operation.
+An engine is a module with the functions `value`, `value_and_grad` and `probabilities`. That of most
+libraries is `_evaluate` itself, whose array code they run, and differentiate, operation by
+operation.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ def evaluate_with_grad(batch: Batch) -> Result:
     """Evaluate the loss and its derivatives by the logits, constants to the library."""
     result: Result = _engine(batch).value_and_grad(batch)
     return result
+
+
+def probabilities(batch: Batch) -> Array:
+    """Evaluate the softmax of a batch without a target, or its logarithm, differentiable too."""
+    found: Array = _engine(batch).probabilities(batch)
+    return found
 
 
 def _engine(batch: Batch) -> ModuleType:

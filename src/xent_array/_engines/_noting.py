@@ -17,7 +17,7 @@ from xent_array._kernels import Kernels
 from xent_array._kernels.columns import CLASSES, ONE, ROWS, Column, Flat
 from xent_array._namespace import Array, dtype_name
 from xent_array._rowwise import Stats
-from xent_array._wanted import IndexTarget
+from xent_array._wanted import ProbabilityTarget
 
 
 class _Words:
@@ -128,6 +128,11 @@ def _value_and_grad(batch: Batch, _: Kept | None) -> Results:
     return [result.loss, *(result.stats or ())]
 
 
+def _probabilities(batch: Batch, _: Kept | None) -> Results:
+    _evaluate.probabilities(batch)
+    return []
+
+
 def _value_to_differentiate(batch: Batch, _: Kept | None) -> Results:
     result, kept = _evaluate.value_to_differentiate(batch)
     return [result.loss, kept.divisor, *kept.seen]
@@ -144,6 +149,7 @@ class Evaluations(NamedTuple):
 
     value: Callable[[Batch], Result]
     value_and_grad: Callable[[Batch], Result]
+    probabilities: Callable[[Batch], Array]
     value_to_differentiate: Callable[[Batch], tuple[Result, Kept]]
     grad_of_kept: Callable[[Batch, Kept], Array]
 
@@ -160,6 +166,11 @@ def evaluations(run: Callable[[Work, Batch, Kept | None, Array | None], Results]
         loss, *stats = run(_value_and_grad, batch, None, out)
         return Result(loss, out, Stats(*stats) if stats else None)
 
+    def probabilities(batch: Batch) -> Array:
+        out = room_for_gradient(batch)
+        run(_probabilities, batch, None, out)
+        return out
+
     def value_to_differentiate(batch: Batch) -> tuple[Result, Kept]:
         loss, divisor, *seen = run(_value_to_differentiate, batch, None, None)
         return Result(loss, None, None), Kept(seen, divisor)
@@ -169,7 +180,7 @@ def evaluations(run: Callable[[Work, Batch, Kept | None, Array | None], Results]
         run(_grad_of_kept, batch, kept, out)
         return out
 
-    return Evaluations(value, value_and_grad, value_to_differentiate, grad_of_kept)
+    return Evaluations(value, value_and_grad, probabilities, value_to_differentiate, grad_of_kept)
 
 
 def planned(work: Work, batch: Batch, find: Callable[[], Any]) -> Any:
@@ -177,7 +188,7 @@ def planned(work: Work, batch: Batch, find: Callable[[], Any]) -> Any:
     plans = batch.plans
     if plans is None:
         return find()
-    assert isinstance(batch.target, IndexTarget)
+    assert not isinstance(batch.target, ProbabilityTarget)
     key = work, batch.target.found
     plan = plans.get(key)
     if plan is None:

@@ -21,7 +21,7 @@ from xent_array._engines import _torch_constant
 from xent_array._engines._torch_operands import packed, unpacked
 from xent_array._evaluate import Kept, Result
 from xent_array._rowwise import Stats
-from xent_array._wanted import IndexRows, IndexTarget, Smoothing
+from xent_array._wanted import IndexRows, IndexTarget, NoTarget, Smoothing
 
 #: Bytes of logits from which on an operator is faster than array code as a compiler makes it, which
 #: may be one with what comes before it. A guess for GPUs.
@@ -43,6 +43,8 @@ def serves(batch: Batch) -> bool:
     code.
     """
     if not is_compiled() or forward_ad._current_level >= 0 or not suits_kernels(batch):
+        return False
+    if isinstance(batch.target, NoTarget):  # what comes next is one loop with it, if it is traced
         return False
     logits, device = batch.logits, batch.logits.device.type
     if device not in WORTH_A_CALL or logits.numel() * logits.itemsize < WORTH_A_CALL[device]:

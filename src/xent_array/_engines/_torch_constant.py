@@ -40,13 +40,27 @@ def value_and_grad(batch: Batch) -> Result:
         _tell_of_writing(out)
     if host is None:
         return cast("Result", of_memory(batch).value_and_grad(batch))
-    if out is None and is_small(batch):
+    host, out = _with_room(batch, host)
+    return _in_torch(batch, of_memory(host).value_and_grad(host), out)
+
+
+def probabilities(batch: Batch) -> torch.Tensor:
+    """Evaluate the softmax of a batch without a target, or its logarithm."""
+    host = _in_numpy(batch)
+    if host is None:
+        return cast("torch.Tensor", of_memory(batch).probabilities(batch))
+    host, out = _with_room(batch, host)
+    of_memory(host).probabilities(host)
+    return out
+
+
+def _with_room(batch: Batch, host: Batch) -> tuple[Batch, torch.Tensor]:
+    """Memory for the gradient, as torch and the same batch in NumPy have it."""
+    if batch.out is None and is_small(batch):
         room = host.backend.room(host.logits.shape, host.logits)  # in less time than torch's
-        out = torch.from_numpy(room)
-    else:
-        out = room_for_gradient(batch)
-        room = numpy_view(out)
-    return _in_torch(batch, of_memory(host).value_and_grad(with_out(host, room)), out)
+        return with_out(host, room), torch.from_numpy(room)
+    out = room_for_gradient(batch)
+    return with_out(host, numpy_view(out)), out
 
 
 def _tell_of_writing(out: torch.Tensor) -> None:

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 from xent_array._backends import backend_of
 from xent_array._batch import Arrays, Batch, serial, together, with_kernels
 from xent_array._blocks import Assembly, keep_heap
+from xent_array._engines import evaluate, probabilities
 from xent_array._evaluate import plan_of
+from xent_array._gather import gather_rows
 from xent_array._gradient import Demand, gradient
 from xent_array._namespace import Array
 from xent_array._row_blocks import RowIndex
@@ -175,3 +177,17 @@ def grad_chunk(
             reading = Reading(rows_of(batch, block), part, None)
             gradient(batch, block, [_slice_of(classes)], reading, Demand(grad, divisor))
     return grad
+
+
+def logsumexp_of_chunk(x: Array, *, axis: int) -> Array:
+    return evaluate(_of_rows(x, axis, logarithm=False)).loss
+
+
+def probabilities_of_chunk(x: Array, *, axis: int, logarithm: bool) -> Array:
+    """The softmax of a chunk that holds all classes, or its logarithm."""
+    return probabilities(_of_rows(x, axis, logarithm=logarithm))
+
+
+def _of_rows(x: Array, axis: int, *, logarithm: bool) -> Batch:
+    """A batch without a target; chunks are on dask's threads already."""
+    return serial(gather_rows("x", x, axis, logarithm=logarithm))

@@ -6,17 +6,27 @@ NumPy's or CuPy's, in blocks as any array is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import dask.array as da
 
 from xent_array._batch import Batch, apart, laid_out
-from xent_array._engines.chunks import Rows, conclude_chunk, grad_chunk, merge_chunks, read_chunk
+from xent_array._engines.chunks import (
+    Rows,
+    conclude_chunk,
+    grad_chunk,
+    logsumexp_of_chunk,
+    merge_chunks,
+    probabilities_of_chunk,
+    read_chunk,
+)
 from xent_array._evaluate import Result, result_of
 from xent_array._namespace import Array
 from xent_array._reduce import Counts, divisor
 from xent_array._rows import classes_back
-from xent_array._wanted import IndexTarget
+from xent_array._wanted import IndexTarget, NoTarget
 
 
 class _Graph(NamedTuple):
@@ -30,12 +40,29 @@ class _Graph(NamedTuple):
 
 def value(batch: Batch) -> Result:
     """Build the graph of the loss."""
+    if isinstance(batch.target, NoTarget):
+        return Result(_of_whole_rows(batch, logsumexp_of_chunk, keep=False), None, None)
     return _evaluated(batch, grad=False)
 
 
 def value_and_grad(batch: Batch) -> Result:
     """Build the graph of the loss and of its derivatives by the logits."""
     return _evaluated(batch, grad=True)
+
+
+def probabilities(batch: Batch) -> Array:
+    """Build the graph of the softmax of a batch without a target, or of its logarithm."""
+    assert isinstance(batch.target, NoTarget)
+    work = partial(probabilities_of_chunk, logarithm=batch.target.logarithm)
+    return _of_whole_rows(batch, work, keep=True)
+
+
+def _of_whole_rows(batch: Batch, work: Callable[..., Array], *, keep: bool) -> Array:
+    """Some work on chunks that hold all classes, whose axis is gone after it unless kept."""
+    x, axis = batch.logits, batch.axis
+    whole, dropped = x.rechunk({axis: -1}), None if keep else axis
+    work = partial(work, axis=axis)
+    return da.map_blocks(work, whole, drop_axis=dropped, dtype=x.dtype, meta=x._meta)
 
 
 def _evaluated(batch: Batch, *, grad: bool) -> Result:

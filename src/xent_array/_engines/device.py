@@ -26,7 +26,7 @@ from xent_array._engines._noting import (
 )
 from xent_array._evaluate import Kept
 from xent_array._kernels import RowStats
-from xent_array._kernels.columns import CLASSES, ONE, ROWS, Column
+from xent_array._kernels.columns import CLASSES, ONE, ROWS, WHOLE, Column
 from xent_array._kernels.cuda import (
     Given,
     Kernels,
@@ -87,7 +87,8 @@ def _run(work: Work, batch: Batch, kept: Kept | None, out: Array | None) -> Resu
     if batch.plans is None:
         return _launched(*_found(work, batch, kept, out), kernels, rows)
     program = planned(work, batch, lambda: _found(work, batch, kept, out)[0])
-    return _launched(program, [batch.target.array], kernels, rows)
+    given = [] if batch.target.array is None else [batch.target.array]
+    return _launched(program, given, kernels, rows)
 
 
 def _found(
@@ -99,7 +100,7 @@ def _found(
     return _written(signature), arrays
 
 
-value, value_and_grad, value_to_differentiate, grad_of_kept = evaluations(_run)
+value, value_and_grad, probabilities, value_to_differentiate, grad_of_kept = evaluations(_run)
 
 
 def _signature(
@@ -250,7 +251,7 @@ class Noted:
     def row_stats(
         self,
         z: Logits,
-        index: Column,
+        index: Column | int,
         weight: Column | float | None,
         scale: float,
         dtype: str,
@@ -258,6 +259,7 @@ class Noted:
         argmax: bool,
     ) -> RowStats:
         ledger = self._ledger
+        index = ledger.column(index, WHOLE)
         weights: Sequence[Cell | None] = (None,)
         if isinstance(weight, Column):
             if weight.extent == CLASSES:
@@ -287,9 +289,10 @@ class Noted:
         pull: Column,
         even: Column | float | None,
         weight: Column | None,
-        index: Column,
+        index: Column | int,
         chosen: Column,
         kept: Column | None,
+        logarithm: bool = False,
     ) -> None:
         ledger, vector = self._ledger, None
         if weight is not None and even is not None:
@@ -297,13 +300,13 @@ class Noted:
         common, even = number_apart(even)
         named = {"pull": pull, "even": even, "chosen": chosen, "kept": kept}
         numbers = {name: x for name, x in named.items() if isinstance(x, Column)}
-        if self._fused(z, into, common, vector, numbers):
+        if self._fused(z, into, common, vector, numbers, logarithm=logarithm):
             return
-        numbers |= {"top": top, "index": index}
+        numbers |= {"top": top, "index": ledger.column(index, WHOLE)}
         settled = ledger.settle([(x, ROWS) for x in numbers.values()])
         cells = dict(zip(numbers, settled, strict=True))
         columns = [cells.get(name) for name in ("top", "pull", "even", "index", "chosen", "kept")]
-        given = Given((scale, common), (vector,), columns)
+        given = Given((scale, common), (vector,), columns, logarithm)
         ledger.launches += launches_of("grad", z.shape, (z.rows, into.rows), given)
 
     def _fused(
@@ -313,6 +316,8 @@ class Noted:
         common: float,
         vector: Cell | None,
         numbers: dict[str, Column],
+        *,
+        logarithm: bool,
     ) -> bool:
         """Have the look at the rows write their gradient as well, if it was the last launch."""
         ledger, looked = self._ledger, self._looked
@@ -322,8 +327,8 @@ class Noted:
         steps = ledger.steps(looked.at, numbers, given)
         if steps is None:
             return False
-        factors, weights, columns = looked.given
-        both = Given((*factors, common), (*weights, vector), columns[:5])
+        factors, weights, columns, _ = looked.given
+        both = Given((*factors, common), (*weights, vector), columns[:5], logarithm)
         one = fused(z.shape, (z.rows, into.rows), both, steps, self._keeps)
         if one is not None:
             ledger.launches[-1] = one

@@ -28,7 +28,7 @@ from xent_array._kernels.host import Kernels
 from xent_array._kernels.steps import Program, Steps
 from xent_array._namespace import Array, dtype_name
 from xent_array._rows import classes_last
-from xent_array._wanted import IndexTarget
+from xent_array._wanted import ProbabilityTarget
 
 
 class _Output(NamedTuple):
@@ -83,12 +83,12 @@ def _found(work: Work, batch: Batch, arrays: tuple[Any, ...], out: Array | None)
     return written
 
 
-value, value_and_grad, value_to_differentiate, grad_of_kept = evaluations(_run)
+value, value_and_grad, probabilities, value_to_differentiate, grad_of_kept = evaluations(_run)
 
 
 def _signature(work: Work, batch: Batch, arrays: tuple[Any, ...]) -> Any:
     """A hashable key: calls of the same one run the same program, whatever their shape and axis."""
-    assert isinstance(batch.target, IndexTarget)
+    assert not isinstance(batch.target, ProbabilityTarget)
     return (
         work,
         batch.compute_dtype,
@@ -100,8 +100,7 @@ def _signature(work: Work, batch: Batch, arrays: tuple[Any, ...]) -> Any:
         batch.classes,
         batch.z_loss,
         0 in batch.shape,
-        batch.target.ignore_index,
-        batch.target.trusted,
+        *batch.target.found,
         *(x if type(x) in NUMBERS else "array" for x in arrays),
     )
 

@@ -22,6 +22,7 @@ from xent_array._engines._jax_buffers import evaluate_in_buffers, lent
 from xent_array._evaluate import Result
 from xent_array._namespace import Array
 from xent_array._rowwise import rows_of
+from xent_array._wanted import NoTarget
 
 #: Array code for the arrays of a call.
 Code = Callable[[Batch, Arrays], Result]
@@ -38,6 +39,12 @@ def value_and_grad(batch: Batch) -> Result:
     call, arrays = _call_and_arrays(batch)
     result: Result = _compiled_loss_and_grad(call, jax.tree.map(jax.lax.stop_gradient, arrays))
     return result
+
+
+def probabilities(batch: Batch) -> Array:
+    """Evaluate the softmax of a batch without a target, or its logarithm."""
+    found: Array = _compiled_probabilities(*_call_and_arrays(batch))
+    return found
 
 
 def _call_and_arrays(batch: Batch) -> tuple[Batch, Arrays]:
@@ -139,6 +146,31 @@ def _loss_and_grad_jvp(call: Batch, primals: Any, tangents: Any) -> Any:
     return derived(functools.partial(_wide_value_and_grad, call), primals, tangents)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _probabilities(call: Batch, arrays: Arrays) -> Array:
+    return _evaluated(call, arrays, _constant_value_and_grad, _derivable_probabilities).grad_logits
+
+
+def _derivable_probabilities(call: Batch, arrays: Arrays) -> Result:
+    """With the losses, as `value_and_grad` has them, but no constants."""
+    batch = together(call, arrays)
+    return Result(_evaluate.value(batch).loss, _evaluate.probabilities(batch), None)
+
+
+@_probabilities.defjvp
+def _probabilities_jvp(call: Batch, primals: Any, tangents: Any) -> Any:
+    """How they change follows from their values: see `_normalized`."""
+    (arrays,), (directions,) = primals, tangents
+    found = _probabilities(call, _wide(call, arrays))
+    assert isinstance(call.target, NoTarget)
+    logarithm = call.target.logarithm
+    p = jnp.exp(found) if logarithm else found
+    d = jnp.astype(directions.logits, p.dtype)
+    fall = d - jnp.sum(p * d, axis=call.axis, keepdims=True)
+    dtype = arrays.logits.dtype
+    return jnp.astype(found, dtype), jnp.astype(fall if logarithm else p * fall, dtype)
+
+
 def derived(function: Any, primals: Any, tangents: Any) -> Any:
     """A function's value and its derivative along tangents, as JAX makes it of array code."""
     return jax.jvp(function, primals, jax.tree.map(_instantiated, primals, tangents))
@@ -160,3 +192,8 @@ def _compiled_loss(call: Batch, arrays: Arrays) -> Result:
 @functools.partial(jax.jit, static_argnums=0)
 def _compiled_loss_and_grad(call: Batch, arrays: Arrays) -> Result:
     return _evaluated(call, arrays, _constant_value_and_grad, _constant_value_and_grad)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compiled_probabilities(call: Batch, arrays: Arrays) -> Array:
+    return _probabilities(call, arrays)

@@ -17,7 +17,12 @@ from xent_array import _evaluate
 from xent_array._backends import Standard
 from xent_array._backends.torch import holds_values, is_compiled
 from xent_array._batch import Arrays, Batch, apart, together, with_kernels, with_sizes
-from xent_array._engines import _torch_compiled, _torch_constant, times_upstream
+from xent_array._engines import (
+    _torch_compiled,
+    _torch_constant,
+    _torch_probabilities,
+    times_upstream,
+)
 from xent_array._engines._torch_constant import (
     derived,
     grad_of_kept,
@@ -56,6 +61,9 @@ def value_and_grad(batch: Batch) -> Result:
         return result
     with torch.no_grad():
         return result._replace(grad_logits=batch.out.copy_(result.grad_logits))
+
+
+probabilities = _torch_probabilities.probabilities
 
 
 class _Loss(torch.autograd.Function):

@@ -46,14 +46,17 @@ class Kernels(Protocol):
     def row_stats(
         self,
         z: Array,
-        index: Array,
+        index: Array | int,
         weight: Array | float | None,
         scale: float,
         dtype: Any,
         *,
         argmax: bool,
     ) -> RowStats:
-        """Read rows of logits; `weight`, of each class or of all, and `argmax` if asked for."""
+        """Read rows of logits; `weight`, of each class or of all, and `argmax` if asked for.
+
+        Where it is noted what is to be done, `index` may be one number for all rows.
+        """
 
     def row_grad(
         self,
@@ -65,14 +68,18 @@ class Kernels(Protocol):
         pull: Array,
         even: Array | float | None,
         weight: Array | None,
-        index: Array,
+        index: Array | int,
         chosen: Array,
         kept: Array | None,
+        logarithm: bool = False,
     ) -> None:
         """Write ``exp(scale·(z - top))·pull - even·weight``, and what is `chosen` at the index.
 
-        `even` may be one number for all rows; without a `weight` that of each class is 1. Rows that
-        are not kept become 0. `into` may be `z`; numbers of rows have a class axis of length one.
+        If a `logarithm` is asked for it is ``scale·(z - top) + pull``.
+
+        `even` may be one number for all rows, and `index` as above; without a `weight` that of each
+        class is 1. Rows that are not kept become 0. `into` may be `z`; numbers of rows have a class
+        axis of length one.
         """
 
 

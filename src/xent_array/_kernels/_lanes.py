@@ -98,10 +98,14 @@ def sum_weighted(x, weight, top, scale):
 
 
 @compiled
-def differentiate(slope, x, top, scale, pull, share):
+def differentiate(slope, x, top, scale, pull, share, logarithm):
     """Derivatives, in memory of their own: LLVM makes no vectors of what may overlap."""
-    for k in range(LANES):
-        slope[k] = exp(scale * (widen(x[k]) - top[k])) * pull[k] - share[k]
+    if logarithm:
+        for k in range(LANES):
+            slope[k] = scale * (widen(x[k]) - top[k]) + pull[k]
+    else:
+        for k in range(LANES):
+            slope[k] = exp(scale * (widen(x[k]) - top[k])) * pull[k] - share[k]
 
 
 @compiled

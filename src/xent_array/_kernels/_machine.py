@@ -77,10 +77,11 @@ ROWS, CLASSES, ONE = range(3)
 #: `even`, the vector of class weights that shares of smoothing are times, or -1: no smoothing;
 #: `argmax`, whether the class of the greatest logit is asked for;
 #: `keeps`, whether there are rows that do not count;
+#: `logarithm`, whether it is the softmax's that is written;
 #: `adds`, the sums that it adds to, a bit for each.
 FIELDS = (
     *("extent", "start", "look", "write", "stop", "looks", "writes"),
-    *("fall", "even", "argmax", "keeps", "adds"),
+    *("fall", "even", "argmax", "keeps", "logarithm", "adds"),
 )
 SEGMENT = np.dtype([(name, np.int64) for name in FIELDS])
 

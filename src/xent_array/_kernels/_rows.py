@@ -14,8 +14,9 @@ with s the scale, an index per row, and w a vector of the classes it finds
 
 the last two where asked for. Then it may write their gradients, with v another vector
 
-    exp(s·(z_j - top))·pull - even·v_j, and at the index a number that was chosen.
+    exp(s·(z_j - top))·pull - even·v_j, and at the index a number that was chosen,
 
+or s·(z_j - top) + pull, where that is asked for.
 What these mean is the business of whoever wrote the program. A look may leave the exponentials in
 the memory of the gradient, or those of few classes in its own, which then are not taken twice.
 Other segments go through the classes, or are done once. Every row is summed in the same order by
@@ -189,10 +190,10 @@ def look_along(z, into, first, n, ahead, how, weight, argmax, registers, room):
 
 
 @compiled
-def write_along(z, into, first, n, how, weight, keeps, registers, room):
+def write_along(z, into, first, n, how, weight, asked, registers, room):
     """Write the gradients of some rows."""
     (reals, wholes), (shares, lanes), (left, _fetches, scale) = registers, room, how
-    classes = z.shape[1]
+    (keeps, logarithm), classes = asked, z.shape[1]
     whole = classes - classes % LANES
     high, slope, buffer, share, last = lanes[4], lanes[5], lanes[6], lanes[7], lanes[8]
     share[:] = 0
@@ -218,12 +219,13 @@ def write_along(z, into, first, n, how, weight, keeps, registers, room):
         for start in range(0, whole, LANES):
             if weight.size:
                 scale_to(share, even, weight[start : start + LANES])
-            differentiate(buffer, line(z, first + k, start, LANES), high, scale, slope, share)
+            part = line(z, first + k, start, LANES)
+            differentiate(buffer, part, high, scale, slope, share, logarithm)
             copy(line(into, first + k, start, LANES), buffer)
         widen_to(last, line(z, first + k, whole, classes - whole))
         if weight.size:
             scale_to(share, even, weight[whole:])
-        differentiate(buffer, last, high, scale, slope, share)
+        differentiate(buffer, last, high, scale, slope, share, logarithm)
         copy(grad[whole:], buffer)
         grad[index] = narrow(reals[CHOSEN, k], grad[0])
 
@@ -315,13 +317,12 @@ def look_across(z, row, here, scale, weight, leaves, argmax, registers, tile):
 
 
 @compiled
-def write_across(z, into, row, here, scale, weight, left, keeps, registers, tile):
+def write_across(z, into, row, here, scale, weight, left, asked, registers, tile):
     """Write the gradients of some rows, as many as there are lanes at most.
 
     Of all classes the exponentials may be left in the tile.
     """
-    reals, wholes = registers
-    classes = z.shape[1]
+    (reals, wholes), (keeps, logarithm), classes = registers, asked, z.shape[1]
     lanes = np.empty((2, LANES), reals.dtype)
     share, buffer, nothing = lanes[0], lanes[1], reals.dtype.type(0)
     high, slope, even = reals[TOP], reals[PULL], reals[EVEN]
@@ -338,9 +339,10 @@ def write_across(z, into, row, here, scale, weight, left, keeps, registers, tile
             if left:
                 multiply_each(buffer, tile[c], slope, share)
             elif direct:
-                differentiate(buffer, line(z, row, start + c, LANES), high, scale, slope, share)
+                part = line(z, row, start + c, LANES)
+                differentiate(buffer, part, high, scale, slope, share, logarithm)
             else:
-                differentiate(buffer, tile[c], high, scale, slope, share)
+                differentiate(buffer, tile[c], high, scale, slope, share, logarithm)
             if keeps:
                 for k in range(here):
                     buffer[k] = buffer[k] if wholes[KEPT, k] else nothing
@@ -444,11 +446,12 @@ def running(along, helpers):
         tile = np.empty((0 if along else min(TILE, classes), LANES), numbers.dtype)
         for segment in segments:
             of_rows, argmax, keeps = segment.extent == ROWS, segment.argmax, segment.keeps
+            logarithm = segment.logarithm
             count = rows if of_rows else classes if segment.extent == CLASSES else 1
             most = some if of_rows else LANES
             heavy = vectors[segment.fall] if segment.fall >= 0 else none
             shares_of = vectors[segment.even] if segment.even >= 0 else none
-            left = classes <= TILE and segment.looks and segment.writes
+            left = classes <= TILE and segment.looks and segment.writes and not logarithm
             added[:] = 0
             if along:  # noqa: SIM102 a branch that numba does not compile
                 if segment.looks and rows:
@@ -466,12 +469,14 @@ def running(along, helpers):
                                 z, into, first, here, ahead, how, heavy, argmax, both, room
                             )
                         elif phase == 1 and segment.writes:
-                            write_along(z, into, first, here, how, shares_of, keeps, both, room)
+                            asked = keeps, logarithm
+                            write_along(z, into, first, here, how, shares_of, asked, both, room)
                     elif phase == 0 and segment.looks:
                         look_across(z, first, here, scale, heavy, left, argmax, both, tile)
                     elif phase == 1 and segment.writes:
+                        asked = keeps, logarithm
                         write_across(
-                            z, into, first, here, scale, shares_of, left, keeps, both, tile
+                            z, into, first, here, scale, shares_of, left, asked, both, tile
                         )
             keep_sums(sums, share, segment.adds, min(most, count), added)
 

@@ -24,8 +24,9 @@ _ENTRIES = {"float64": 2, "float32": 4, "float16": 8, "bfloat16": 8}
 #: By how many blocks a row may be shared in `fused.cu`, and the dtypes there.
 FUSED_BLOCKS, FUSED_DTYPES = (1, 2, 4, 8), ("float32", "float16", "bfloat16")
 
-#: What the code of a kernel begins with that is compiled for plain losses, see `rows.cu`.
-PLAIN = "#define PLAIN 1\n"
+#: What the code of a kernel begins with that is compiled for plain losses, or to write logarithms:
+#: see `rows.cu`.
+PLAIN, LOGARITHM = "#define PLAIN 1\n", "#define LOGARITHM 1\n"
 
 #: The parameters of the kernels that read rows, of those that write gradients, and of those that do
 #: both: addresses and steps of the arrays, the numbers of rows and classes, factors, addresses.
@@ -167,6 +168,7 @@ class Kernels:
         index: Array,
         chosen: Array,
         kept: Array | None,
+        logarithm: bool = False,
     ) -> None:
         """Write the gradients of rows; see `_kernels.Kernels`."""
         shape = top.shape
@@ -175,7 +177,8 @@ class Kernels:
             common, even = number_apart(even)
             numbers = (top, pull, even, index, chosen, kept)
             columns = tuple(self._line(x, shape) for x in numbers)
-            self._launch("grad", stream, (z, into), Given((scale, common), (weight,), columns))
+            given = Given((scale, common), (weight,), columns, logarithm)
+            self._launch("grad", stream, (z, into), given)
 
     def _launch(
         self, work: str, stream: int, arrays: tuple[Array, ...], given: Given[Array]
@@ -183,7 +186,8 @@ class Kernels:
         z = arrays[0]
         vectors = [self._line(x, z.shape[-1:]) for x in given.vectors]
         rows = [Rows(self._cell(x), self.producer.steps(x)) for x in arrays]
-        cells = Given(given.factors, self._cells(vectors), self._cells(given.columns))
+        columns = self._cells(given.columns)
+        cells = Given(given.factors, self._cells(vectors), columns, given.logarithm)
         self.launch(z, stream, launches_of(work, z.shape, rows, cells), ())
 
     def _cells(self, arrays: Sequence[Array | None]) -> list[Cell | None]:
@@ -221,6 +225,7 @@ class Given(NamedTuple, Generic[T]):
     factors: Sequence[float]
     vectors: Sequence[T | None]
     columns: Sequence[T | None]
+    logarithm: bool = False  # is written, not the gradient
 
 
 def launches_of(
@@ -243,7 +248,8 @@ def launches_of(
     types = [form.kernel.partition("_")[0], _types(z.start.dtype)]
     if work == "stats":
         types.append("Indices" if steps is None else "Steps")
-    code = f"{PLAIN * _is_plain(work, given)}{steps.code if steps else ''}"
+    plain = PLAIN * _is_plain(work, given)
+    code = f"{LOGARITHM * given.logarithm}{plain}{steps.code if steps else ''}"
     code = f"{code}{work.upper()}({', '.join(types)})\n"
     layout = LAYOUTS[work] if steps or work != "stats" else f"{LAYOUTS[work]}q"
     for row, offsets in walk.parts():
@@ -296,6 +302,12 @@ def _types(dtype: str) -> str:
     return f"{dtype}, {TYPES[dtype]}, {'double' if dtype == 'float64' else 'float'}"
 
 
+def definitions_of(code: str) -> str:
+    """What the code of a kernel begins with that is to come before the files it is made of."""
+    lines = code.splitlines(keepends=True)
+    return "".join(itertools.takewhile(lambda line: line.startswith("#define "), lines))
+
+
 def fused(
     shape: tuple[int, ...],
     arrays: Sequence[Rows],
@@ -322,7 +334,8 @@ def fused(
     kept = min(part + 16, most) // 16 * 16
     form = Form(f"fused{blocks}_{dtype}", walk.rows * blocks, _SHARERS)
     plain = _is_plain("fused", given) and "slope.even" not in steps.code
-    code = f"{PLAIN * plain}{steps.code}FUSED({blocks}, {copies}, {dtype}, {TYPES[dtype]})\n"
+    code = f"{LOGARITHM * given.logarithm}{PLAIN * plain}{steps.code}"
+    code = f"{code}FUSED({blocks}, {copies}, {dtype}, {TYPES[dtype]})\n"
     one = launching(form, code, LAYOUTS["fused"], _parameters(walk, classes, arrays, given))
     return _with_steps(one, steps)._replace(shared=kept)
 

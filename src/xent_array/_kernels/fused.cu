@@ -133,7 +133,7 @@ DEVICE void fused(const Fused<S, R, Steps>& call, Vector* mine) {
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 #define RESIDENT(COPIES) (!PLAIN ? 2 : COPIES > 2 ? 3 : 4)
 #else
-#define RESIDENT(COPIES) (!PLAIN || COPIES > 2 ? 3 : 5)
+#define RESIDENT(COPIES) (!PLAIN || COPIES > 2 ? 3 : LOGARITHM ? 4 : 5)
 #endif
 
 #ifdef __CUDACC__

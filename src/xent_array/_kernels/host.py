@@ -110,6 +110,7 @@ class Kernels(NamedTuple):
         index: Array,
         chosen: Array,
         kept: Array | None,
+        logarithm: bool = False,
     ) -> None:
         """Write the gradients of rows; see `_kernels.Kernels`."""
         given = {"top": top, "pull": pull, "chosen": chosen, "index": index}
@@ -119,7 +120,8 @@ class Kernels(NamedTuple):
             given["even"] = np.broadcast_to(np.asarray(even, top.dtype), top.shape)
             if weight is not None:
                 given["weight"] = weight
-        self.run(_grad_program(top.dtype.name, scale, frozenset(given)), z, into, given)
+        program = _grad_program(top.dtype.name, scale, frozenset(given), logarithm=logarithm)
+        self.run(program, z, into, given)
 
     def run(self, program: Program, z: Array, into: Array, given: Given) -> list[Array]:
         """Run a program on rows, their gradients going `into` memory.
@@ -203,7 +205,7 @@ def _how(program: Program, z: Array, into: Array) -> tuple[Any, ...]:
     if not along_classes(z, into):
         return _rows.across, LANES, False, False, program.scale
     some = min(LANES, _rows_of_a_step(z))
-    leaves = program.writes and program.looks and _leaves(z, into, program.numbers.dtype)
+    leaves = program.leaves and _leaves(z, into, program.numbers.dtype)
     return _rows.along, some, leaves, z.nbytes > _FAR_BYTES, program.scale
 
 
@@ -256,7 +258,7 @@ def _stats_program(dtype: str, scale: float, *, falls: bool, argmax: bool) -> Pr
 
 
 @cache
-def _grad_program(dtype: str, scale: float, names: frozenset[str]) -> Program:
+def _grad_program(dtype: str, scale: float, names: frozenset[str], *, logarithm: bool) -> Program:
     steps = Steps(dtype)
     steps.row_grad(
         None,
@@ -269,6 +271,7 @@ def _grad_program(dtype: str, scale: float, names: frozenset[str]) -> Program:
         index=steps.given("index", WHOLE, ROWS),
         chosen=steps.given("chosen", REAL, ROWS),
         kept=steps.given("where", TRUTH, ROWS) if "where" in names else None,
+        logarithm=logarithm,
     )
     return steps.program([])
 

@@ -14,7 +14,7 @@ from cuda.core import Device, ObjectCode, Program, ProgramOptions
 from cuda.core.utils import FileStreamProgramCache
 from cuda.pathfinder import load_nvidia_dynamic_lib
 
-from xent_array._kernels.cuda import PLAIN
+from xent_array._kernels.cuda import definitions_of
 from xent_array._kernels.launches import Launch
 
 #: Of which files a kernel is made, by how its name begins.
@@ -156,5 +156,5 @@ def source(name: str, code: str) -> str:
     """The files that a kernel is made of, and the code that makes it."""
     files = next(files for start, files in FILES.items() if name.startswith(start))
     parts = [Path(__file__).with_name(file).read_text("utf-8") for file in files]
-    before = PLAIN if code.startswith(PLAIN) else ""
-    return "".join([before, *parts, code.removeprefix(PLAIN)])
+    definitions = definitions_of(code)
+    return "".join([definitions, *parts, code.removeprefix(definitions)])

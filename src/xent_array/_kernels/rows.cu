@@ -7,7 +7,9 @@
 // the last two where they are asked for; rest is the sum of exp(s·(z_j - top)) over all entries but
 // one top. The gradient of a row is
 //
-//     exp(s·(z_j - top))·pull - even·w_j, and at the index a number that is given.
+//     exp(s·(z_j - top))·pull - even·w_j, and at the index a number that is given,
+//
+// or s·(z_j - top) + pull, where that is asked for.
 //
 // What these mean is the business of the callers. A null pointer is an array not asked for, or one
 // in whose place a number holds for all classes or rows. Rows lie along two axes, the inner one of a
@@ -19,6 +21,11 @@
 // the place of the top. Most losses are so, and their kernels are compiled for it.
 #ifndef PLAIN
 #define PLAIN 0
+#endif
+
+// Whether it is the logarithm of the softmax that is written, and not gradients.
+#ifndef LOGARITHM
+#define LOGARITHM 0
 #endif
 
 template <class R> DEVICE R scaled(R scale, R x) { return PLAIN ? x : scale * x; }
@@ -431,7 +438,9 @@ template <class R> struct Slope {
   template <class S> DEVICE S by_index() const { return rounded<S>(chosen); }
 
   template <class S> DEVICE S by_other(R z, i64 j) const {
-    const R power = exponential_for(S(), scaled(scale, z - top));
+    const R fall = scaled(scale, z - top);
+    if (LOGARITHM) return rounded<S>(fall + pull);
+    const R power = exponential_for(S(), fall);
     return rounded<S>(PLAIN ? power * pull : power * pull - even * weight[j]);
   }
 

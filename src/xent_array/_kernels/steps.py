@@ -76,8 +76,7 @@ class Program(NamedTuple):
     ones: list[tuple[str, int]]  # what is given for all rows, and where among the numbers
     results: list[Place]
     counts: tuple[int, int, int]  # how many there are of each kind
-    looks: bool  # at rows
-    writes: bool  # their gradients
+    leaves: bool  # what was found of a row's logits may be left where its gradient goes
 
 
 class Look(NamedTuple):
@@ -98,6 +97,7 @@ class Slope(NamedTuple):
     target: Column
     chosen: Column
     kept: Column | None
+    logarithm: bool
 
 
 class Steps(Ledger):
@@ -122,7 +122,7 @@ class Steps(Ledger):
     def row_stats(
         self,
         _z: Any,
-        index: Column,
+        index: Column | int,
         weight: Column | float | None,
         scale: float,
         _dtype: Any,
@@ -132,7 +132,7 @@ class Steps(Ledger):
         """Note what is asked; see `_kernels.Kernels`."""
         assert self._look is None, "rows are looked at once"
         weight = None if weight is None else self.column(weight, REAL)
-        self._look, self._scale = Look(index, weight, argmax), scale
+        self._look, self._scale = Look(self.column(index, WHOLE), weight, argmax), scale
         top, rest, picked = (self._seen(name, REAL) for name in ("top", "rest", "picked"))
         fall = None if weight is None else self._seen("fall", REAL)
         return RowStats(top, rest, picked, fall, self._seen("argmax", WHOLE) if argmax else None)
@@ -150,16 +150,19 @@ class Steps(Ledger):
         pull: Column,
         even: Column | float | None,
         weight: Column | None,
-        index: Column,
+        index: Column | int,
         chosen: Column,
         kept: Column | None,
+        logarithm: bool = False,
     ) -> None:
         """Note what is asked; see `_kernels.Kernels`."""
         share = None
         if even is not None:
             share = self.column(even, REAL)
             weight = self.constant(1.0, REAL) if weight is None else weight
-        self._slope, self._scale = Slope(top, pull, share, weight, index, chosen, kept), scale
+        at = self.column(index, WHOLE)
+        slope = Slope(top, pull, share, weight, at, chosen, kept, logarithm)
+        self._slope, self._scale = slope, scale
 
     def program(self, results: Iterable[Column]) -> Program:
         """Write down what it takes to have some results, and the gradients asked for."""
@@ -210,8 +213,7 @@ class _Writer:
             self.ones,
             places,
             (counts[0], counts[1], counts[2]),
-            self.look is not None,
-            self.slope is not None,
+            self.look is not None and self.slope is not None and not self.slope.logarithm,
         )
 
     def _rows(self, results: list[Column], stores: list[tuple[Column, Place]]) -> None:
@@ -278,7 +280,8 @@ class _Writer:
         for register, column in copies:
             self._copy(register, column)
         even = -1 if slope.weight is None or slope.even is None else self._vector(slope.weight)
-        return {"writes": 1, "even": even, "keeps": int(slope.kept is not None)}
+        keeps, logarithm = int(slope.kept is not None), int(slope.logarithm)
+        return {"writes": 1, "even": even, "keeps": keeps, "logarithm": logarithm}
 
     def _copy(self, register: int, column: Column) -> None:
         operation = Operation.COPY if column.kind == REAL else Operation.WHOLE_COPY

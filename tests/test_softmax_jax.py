@@ -1,0 +1,64 @@
+"""softmax, log_softmax and logsumexp on JAX arrays, under its transforms."""
+
+import numpy as np
+import pytest
+
+import xent_array
+
+jax = pytest.importorskip("jax")
+
+pytestmark = pytest.mark.library("jax")
+
+EVERY_FUNCTION = pytest.mark.parametrize("function", ["softmax", "log_softmax", "logsumexp"])
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (64, 600)], ids=["array code", "kernels"])
+@EVERY_FUNCTION
+def test_every_derivative(function, shape):
+    with jax.enable_x64(True):
+        call = getattr(xent_array, function)
+        reference = getattr(jax.nn, function)
+        z = jax.numpy.asarray(np.random.default_rng(0).standard_normal(shape))
+        d = jax.numpy.asarray(np.random.default_rng(1).standard_normal(shape))
+        total = lambda f: lambda z: (f(z, -1) ** 2).sum()  # noqa: E731
+        for make in (
+            lambda f: jax.grad(total(f))(z),
+            lambda f: jax.jit(jax.value_and_grad(total(f)))(z),
+            lambda f: jax.jvp(lambda z: f(z, -1), (z,), (d,)),
+            lambda f: jax.jvp(jax.grad(total(f)), (z,), (d,)),
+            lambda f: jax.vmap(lambda z: f(z, -1))(z),
+            lambda f: jax.jit(jax.vmap(jax.grad(total(f))))(z),
+            lambda f: jax.lax.map(lambda z: f(z, -1), z),
+        ):
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12),
+                make(call),
+                make(reference),
+            )
+
+
+@EVERY_FUNCTION
+def test_in_a_loop(function):
+    """Of what is taken apart, JAX forgets no rule."""
+    with jax.enable_x64(True):
+        z = jax.numpy.asarray(np.random.default_rng(0).standard_normal((3, 64, 700)))
+
+        def scanned(f):
+            def step(total, z):
+                return total + (f(z, -1) ** 2).sum(), None
+
+            return jax.grad(lambda z: jax.lax.scan(jax.checkpoint(step), 0.0, z)[0])(z)
+
+        ours, theirs = (scanned(getattr(m, function)) for m in (xent_array, jax.nn))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+@EVERY_FUNCTION
+def test_half_gradients_are_rounded_once(function):
+    z = jax.numpy.asarray(np.random.default_rng(0).standard_normal((8, 500)), "bfloat16")
+    call = getattr(xent_array, function)
+    d = jax.numpy.ones_like(z).at[:, ::3].set(-2)
+    _, found = jax.jvp(call, (z,), (d,))
+    _, wide = jax.jvp(call, (z.astype("float32"),), (d.astype("float32"),))
+    assert found.dtype == z.dtype
+    np.testing.assert_array_equal(found, wide.astype("bfloat16"))
