@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import xent_array
+from xent_array import _kernels
 
 import oracle
 from arrays import unit
@@ -419,6 +420,31 @@ def test_sharded_arrays():
     """On Auto and Explicit meshes of 4 devices: no all-gather, results as on one device."""
     flags = (os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4")
     assert run(SHARDED, XLA_FLAGS=" ".join(flags)).strip() == "equal"
+
+
+@pytest.mark.parametrize("classes", [2, 32, 33])
+def test_few_classes_by_array_code(classes):
+    """They are summed as pairs, and taken in larger blocks."""
+    rows = 400_000
+    rng = np.random.default_rng(0)
+    z = (5 * rng.standard_normal((rows, classes))).astype(np.float32)
+    z[:, 0] += 10
+    z[7, 1] = z[7, 0]
+    target = np.zeros(rows, np.int32)
+    exact, derivative = xent_array.cross_entropy_and_grad(
+        z.astype(np.float64), target, reduction="none"
+    )
+
+    def total(z, target):
+        return xent_array.cross_entropy(z, target, reduction="sum")
+
+    with _kernels.disabled():
+        z, target = jnp.asarray(z), jnp.asarray(target)
+        loss, grad = jax.jit(jax.value_and_grad(total))(z, target)
+        per_row = xent_array.cross_entropy(z, target, reduction="none")
+    np.testing.assert_allclose(per_row, exact, rtol=1e-5, atol=classes * 2.0**-126)
+    np.testing.assert_allclose(loss, exact.sum(), rtol=1e-5)
+    np.testing.assert_allclose(grad, derivative, rtol=1e-4, atol=1e-37)
 
 
 STRICT = {

@@ -434,6 +434,27 @@ def test_array_code_of_images_gives_gradients_laid_out_as_the_logits():
     assert at_once(logits, target).is_contiguous()
 
 
+@pytest.mark.skipif(torch.device(DEVICE).type != "cpu", reason="about inductor for the CPU")
+def test_images_by_inductor_keep_small_losses(monkeypatch):
+    """Their exponentials are not stored: each sum has some of its own, of what comes before too."""
+    monkeypatch.setattr(_torch_compiled, "WORTH_A_CALL", {})
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(2, 9, 16, 16)
+    logits[0, 4] += 20  # confident
+    logits[1, :, :4] = 0  # ties
+    logits[1, 3, 5] = torch.nan
+    logits[1, :, 6] = -torch.inf
+    target = torch.full((2, 16, 16), 4)
+
+    def loss(z, t):
+        return xent_array.cross_entropy(1.5 * z + 0.25, t, reduction="none")
+
+    found = torch.compile(loss, fullgraph=True)(logits, target)
+    expected = loss(logits.double(), target)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-5, atol=2.0**-126, equal_nan=True)
+    assert 0 < found[0].min() < 1e-6
+
+
 def later_multiplied(logits, target):
     return logits.mul_(3)
 

@@ -120,7 +120,7 @@ def spread(
     if differentiable:
         rest, source = backend.row_sum(xp.where(apart, 0.0, exps)), None
     else:
-        rest, source = _sum_below(backend, exps), (z, base, scale)
+        rest, source = _sum_below(backend, shifted, exps), (z, base, scale)
     return Spread(top, rest if slab else _whole(top, rest), shifted, exps, source)
 
 
@@ -144,17 +144,17 @@ def _sum_less_one(backend: Standard, exps: Array) -> Array:
     return rest
 
 
-def _sum_below(backend: Standard, exps: Array) -> Array:
+def _sum_below(backend: Standard, shifted: Array, exps: Array) -> Array:
     """Sum all but one of the entries that are 1, the high entries apart from the others.
 
     No entry is asked whether it is exactly 1: a compiler may evaluate the logits twice, for the
     maximum and for the difference from it, and not to the same last digit. If the sum of those
     above 1/2 is about 1 there is only one of them, and it is the top.
     """
-    xp, high = backend.xp, exps > 0.5
-    further = backend.row_sum(xp.where(high, exps, 0.0)) - 1.0
-    further = xp.where(further < 0.25, 0.0, further)
-    return backend.row_sum(xp.where(high, 0.0, exps)) + further
+    xp = backend.xp
+    high, others = backend.row_sums_by_size(shifted, exps)
+    further = high - 1.0
+    return others + xp.where(further < 0.25, 0.0, further)
 
 
 def leads(exps: Array, rest: Array) -> Array:

@@ -211,6 +211,12 @@ class Standard:
         total = self.xp.sum(x, axis=-1, keepdims=True)
         return total if odd is None else total + odd
 
+    def row_sums_by_size(self, shifted: Array, exps: Array) -> tuple[Array, Array]:
+        """Sum the exponentials of `shifted` above 1/2, and the others."""
+        high = exps > 0.5
+        sums = self.xp.where(high, exps, 0.0), self.xp.where(high, 0.0, exps)
+        return self.row_sum(sums[0]), self.row_sum(sums[1])
+
     def gather(self, x: Array, index: Array) -> Array:
         """``x[..., index]`` row by row; `index` is within bounds and keeps the class axis."""
         return self.xp.take_along_axis(x, index, axis=-1)

@@ -17,6 +17,9 @@ from xent_array._backends import backend_of
 from xent_array._backends._standard import Memory, Standard
 from xent_array._namespace import Array
 
+#: So many classes XLA for the CPU sums as pairs without storing them.
+FEW = 32
+
 
 class Backend(Standard):
     engine = "portable array code, compiled by XLA"
@@ -103,6 +106,14 @@ class Backend(Standard):
     def row_sum(self, x: Array) -> Array:
         return jnp.sum(x, axis=-1, keepdims=True)  # XLA sums as a tree
 
+    def row_sums_by_size(self, shifted: Array, exps: Array) -> tuple[Array, Array]:
+        if shifted.shape[-1] > FEW or self.cut_as(shifted) != "host":
+            return super().row_sums_by_size(shifted, exps)
+        high, nothing = exps > 0.5, np.zeros((), exps.dtype)
+        pairs = jnp.where(high, exps, nothing), jnp.where(high, nothing, exps)
+        sums = jax.lax.reduce(pairs, (nothing, nothing), _added, (exps.ndim - 1,))
+        return sums[0][..., None], sums[1][..., None]
+
     def gather(self, x: Array, index: Array) -> Array:
         if not _explicit(x):
             return super().gather(x, index)
@@ -129,6 +140,10 @@ class Backend(Standard):
         if not _explicit(index):
             return x[index]
         return x.at[index].get(out_sharding=jax.typeof(index).sharding)
+
+
+def _added(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+    return a[0] + b[0], a[1] + b[1]
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from xent_array._memory import advise_huge_pages
 from xent_array._namespace import Array
 
 _WORTH_A_LOOK = 1 << 12
+
+#: The logarithm of 1/2.
+_HALF_OF_TOP = -math.log(2.0)
 
 CONCRETE = (torch.Tensor, torch.nn.Parameter)
 _HALF = (torch.float16, torch.bfloat16)
@@ -133,6 +137,16 @@ class Backend(Standard):
 
     def row_sum(self, x: Array) -> Array:
         return torch.sum(x, dim=-1, keepdim=True)
+
+    def row_sums_by_size(self, shifted: Array, exps: Array) -> tuple[Array, Array]:
+        apart = shifted.ndim > 2 and shifted.stride(-1) != 1 and torch.compiler.is_compiling()
+        if not apart or shifted.device.type != "cpu":
+            return super().row_sums_by_size(shifted, exps)
+        # Of images a compiler for the CPU stores exponentials that two sums use, which takes
+        # longer than to have some of each.
+        low = shifted < _HALF_OF_TOP
+        high = torch.exp(torch.where(low, -torch.inf, shifted))
+        return self.row_sum(high), self.row_sum(torch.exp(torch.where(low, shifted, -torch.inf)))
 
     def gather(self, x: Array, index: Array) -> Array:
         return torch.gather(x, -1, index)

@@ -17,6 +17,8 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from xent_array import _evaluate
+from xent_array._backends import Memory
+from xent_array._backends.jax import FEW
 from xent_array._batch import Arrays, Batch, apart, arrays_of, laid_out, together
 from xent_array._engines._jax_buffers import evaluate_in_buffers, lent
 from xent_array._evaluate import Result
@@ -52,11 +54,17 @@ def _call_and_arrays(batch: Batch) -> tuple[Batch, Arrays]:
 
     What these hold was looked at when the batch was gathered, and is not looked at again.
     """
-    rows = batch.axis == batch.logits.ndim - 1  # others would be copied, to lie along one axis
     plain = _is_plain(batch)
-    memory = batch.backend.cut_as(batch.logits) if rows and plain else "opaque"
-    call, arrays = apart(batch._replace(memory=memory), jax.Array)
+    call, arrays = apart(batch._replace(memory=_cut_as(batch, plain)), jax.Array)
     return call._replace(lent=lent(batch) if plain else None), arrays
+
+
+def _cut_as(batch: Batch, plain: bool) -> Memory:
+    """By the budget of which memory rows are cut into blocks; "opaque": they are taken whole."""
+    rows = batch.axis == batch.logits.ndim - 1  # others would be copied, to lie along one axis
+    memory = batch.backend.cut_as(batch.logits) if rows and plain else "opaque"
+    # Of few classes nothing is stored but numbers of rows, and a loop costs more than they do.
+    return "device" if memory == "host" and batch.classes <= FEW else memory
 
 
 def _is_plain(batch: Batch) -> bool:
