@@ -49,8 +49,8 @@ class Batch(NamedTuple):
     plans: dict[Any, Any] | None = None  # what engines made of calls like this one, see `gather`
 
 
-#: The places of two fields of a batch.
-_OUT, _LOGITS = map(Batch._fields.index, ("out", "logits"))
+#: The places of the first field that is not the library's, and of two others.
+_CALL, _OUT, _LOGITS = map(Batch._fields.index, ("logits_alone", "out", "logits"))
 
 
 def emptied(batch: Batch) -> Batch:
@@ -117,13 +117,13 @@ def apart(batch: Batch, kind: type) -> tuple[Batch, Arrays]:
         return emptied(batch), Arrays._make((*held[:2], *_NO_OTHERS))
     arrays = [x if isinstance(x, kind) else None for x in held]
     numbers = [None if isinstance(x, kind) else x for x in held]
-    return with_arrays(batch, numbers, batch[:4], batch.kernels), Arrays._make(arrays)
+    return with_arrays(batch, numbers, batch[:_CALL], batch.kernels), Arrays._make(arrays)
 
 
 def together(batch: Batch, arrays: Arrays) -> Batch:
     """Give a batch its arrays, or others; for None it keeps what it has."""
     every = [own if x is None else x for x, own in zip(arrays, arrays_of(batch), strict=True)]
-    return with_arrays(batch, every, batch[:4], batch.kernels)
+    return with_arrays(batch, every, batch[:_CALL], batch.kernels)
 
 
 def arrays_of(batch: Batch) -> Arrays:
@@ -150,7 +150,7 @@ def with_arrays(
     q = Smoothing(library[0], batch.classes, weight, smoothing)
     target = batch.target.holding(q, own)
     rest = (batch.out, *others, logits, target, kernels, None, None)
-    return Batch._make((*library, *batch[4:15], *rest))
+    return Batch._make((*library, *batch[_CALL:_OUT], *rest))
 
 
 def with_out(batch: Batch, out: Array) -> Batch:
