@@ -17,8 +17,7 @@ from xent_array._backends import backend_of
 from xent_array._backends._standard import Memory, Standard
 from xent_array._namespace import Array
 
-#: So many classes XLA for the CPU sums as pairs without storing them.
-FEW = 32
+_FEW = 32
 
 
 class Backend(Standard):
@@ -107,7 +106,7 @@ class Backend(Standard):
         return jnp.sum(x, axis=-1, keepdims=True)  # XLA sums as a tree
 
     def row_sums_by_size(self, shifted: Array, exps: Array) -> tuple[Array, Array]:
-        if shifted.shape[-1] > FEW or self.cut_as(shifted) != "host":
+        if not are_few(shifted.shape[-1]) or self.cut_as(shifted) != "host":
             return super().row_sums_by_size(shifted, exps)
         high, nothing = exps > 0.5, np.zeros((), exps.dtype)
         pairs = jnp.where(high, exps, nothing), jnp.where(high, nothing, exps)
@@ -140,6 +139,11 @@ class Backend(Standard):
         if not _explicit(index):
             return x[index]
         return x.at[index].get(out_sharding=jax.typeof(index).sharding)
+
+
+def are_few(classes: int) -> bool:
+    """Whether XLA for the CPU sums classes as pairs without storing them; of a symbol it is not."""
+    return isinstance(classes, int) and classes <= _FEW
 
 
 def _added(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:

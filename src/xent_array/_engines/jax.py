@@ -18,7 +18,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from xent_array import _evaluate
 from xent_array._backends import Memory
-from xent_array._backends.jax import FEW
+from xent_array._backends.jax import are_few
 from xent_array._batch import Arrays, Batch, apart, arrays_of, laid_out, together
 from xent_array._engines._jax_buffers import evaluate_in_buffers, lent
 from xent_array._evaluate import Result
@@ -64,7 +64,7 @@ def _cut_as(batch: Batch, plain: bool) -> Memory:
     rows = batch.axis == batch.logits.ndim - 1  # others would be copied, to lie along one axis
     memory = batch.backend.cut_as(batch.logits) if rows and plain else "opaque"
     # Of few classes nothing is stored but numbers of rows, and a loop costs more than they do.
-    return "device" if memory == "host" and batch.classes <= FEW else memory
+    return "device" if memory == "host" and are_few(batch.classes) else memory
 
 
 def _is_plain(batch: Batch) -> bool:
