@@ -55,10 +55,25 @@ def test_in_a_loop(function):
 
 @EVERY_FUNCTION
 def test_half_gradients_are_rounded_once(function):
-    z = jax.numpy.asarray(np.random.default_rng(0).standard_normal((8, 500)), "bfloat16")
+    z = jax.numpy.asarray(np.random.default_rng(0).standard_normal((200, 500)), "bfloat16")
     call = getattr(xent_array, function)
     d = jax.numpy.ones_like(z).at[:, ::3].set(-2)
     _, found = jax.jvp(call, (z,), (d,))
     _, wide = jax.jvp(call, (z.astype("float32"),), (d.astype("float32"),))
     assert found.dtype == z.dtype
     np.testing.assert_array_equal(found, wide.astype("bfloat16"))
+
+
+@pytest.mark.parametrize("function", ["softmax", "log_softmax"])
+def test_confident_rows_have_small_derivatives(function):
+    """Where jax.nn has 0: along a direction, and of what is passed on."""
+    z = jax.numpy.asarray([[20.0, 0.0, 1.0]], "float32")
+    one = jax.numpy.zeros_like(z).at[0, 0].set(1)
+    call = getattr(xent_array, function)
+    with jax.enable_x64(True):
+        wide = z.astype("float64")
+        exact = jax.jacobian(lambda z: getattr(jax.nn, function)(z)[0])(wide)[:, 0]
+    _, change = jax.jvp(call, (z,), (one,))
+    (passed,) = jax.vjp(call, z)[1](one)
+    np.testing.assert_allclose(passed[0], exact[0], rtol=1e-6)
+    np.testing.assert_allclose(change[0], exact[:, 0], rtol=1e-6)

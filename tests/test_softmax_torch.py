@@ -1,5 +1,7 @@
 """softmax, log_softmax and logsumexp on torch's tensors, in all modes of its autograd."""
 
+import contextlib
+
 import pytest
 
 import xent_array
@@ -7,6 +9,7 @@ import xent_array
 from arrays import DEVICE
 
 torch = pytest.importorskip("torch")
+FlopCounterMode = pytest.importorskip("torch.utils.flop_counter").FlopCounterMode
 
 pytestmark = [
     pytest.mark.library("torch"),
@@ -92,3 +95,58 @@ def test_checkpoints(function):
     z.grad = None
     call(z).pow(2).sum().backward()
     torch.testing.assert_close(z.grad, once)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda y: y.mul_(2),
+        lambda y: y.masked_fill_(y < -1, 0.0),
+        lambda y: y.add_(1).exp_(),
+    ],
+    ids=["multiplied", "masked", "twice"],
+)
+@EVERY_FUNCTION
+def test_compiled_results_may_be_changed_in_place(function, change, axis):
+    """Where a call alone lets backward raise, as torch does."""
+    torch._dynamo.reset()
+    call = getattr(xent_array, function)
+    z = torch.randn(6, 5, requires_grad=True, device=DEVICE)
+    upstream = torch.randn_like(call(z, axis))
+    compiled = torch.compile(lambda z: change(call(z, axis)), fullgraph=True, backend="aot_eager")
+    (found,) = torch.autograd.grad(compiled(z), z, upstream)
+    reference = change(getattr(torch, function)(z, axis).clone())
+    torch.testing.assert_close(found, *torch.autograd.grad(reference, z, upstream))
+    if function != "logsumexp":
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(change(call(z, axis)), z, upstream)
+
+
+@pytest.mark.parametrize("mode", ["alone", "compiled", "in blocks"])
+@pytest.mark.parametrize("function", ["softmax", "log_softmax"])
+def test_confident_rows_pass_on_small_derivatives(function, mode):
+    """Where torch's own function passes on 0."""
+    torch._dynamo.reset()
+    call = getattr(xent_array, function)
+    call = torch.compile(call, fullgraph=True, backend="aot_eager") if mode == "compiled" else call
+    z = torch.zeros(400_000 if mode == "in blocks" else 2, 3, device=DEVICE)
+    z += torch.tensor([20.0, 0.0, 1.0], device=DEVICE)
+    upstream = torch.zeros_like(z)
+    upstream[:, 0] = 1
+    (found,) = torch.autograd.grad(call(z.requires_grad_()), z, upstream)
+    wide = z.detach()[:1].double().requires_grad_()
+    (exact,) = torch.autograd.grad(getattr(torch, function)(wide, -1), wide, upstream[:1].double())
+    torch.testing.assert_close(found.double(), exact.expand(z.shape), rtol=1e-6, atol=0)
+
+
+@EVERY_FUNCTION
+def test_results_are_no_views(function):
+    """So that they may be changed in place, along whatever axis and by whatever code."""
+    for dtype in (torch.float32, torch.bfloat16):
+        z = torch.randn(4, 5, 6, device=DEVICE).to(dtype).requires_grad_()
+        for context in (contextlib.nullcontext(), FlopCounterMode(display=False)):
+            with context:
+                found = getattr(xent_array, function)(z, axis=0)
+            assert found.is_contiguous()
+            found.mul_(2)

@@ -168,7 +168,8 @@ def check_integer(name: str, value: Any) -> None:
     except TypeError:
         integral = False
     else:
-        integral = not isinstance(value, bool) and getattr(value, "shape", ()) == ()
+        is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+        integral = not is_bool and getattr(value, "shape", ()) == ()
     if not integral:
         raise TypeError(f"{name} must be an integer, got {describe(value)}")
 

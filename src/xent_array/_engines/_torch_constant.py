@@ -11,7 +11,7 @@ from typing import cast
 import torch
 
 from xent_array import _evaluate
-from xent_array._backends.torch import numpy_view
+from xent_array._backends.torch import is_compiled, numpy_view
 from xent_array._batch import Batch, lend, with_out
 from xent_array._engines import of_memory
 from xent_array._evaluate import Kept, Result, room_for_gradient
@@ -40,27 +40,24 @@ def value_and_grad(batch: Batch) -> Result:
         _tell_of_writing(out)
     if host is None:
         return cast("Result", of_memory(batch).value_and_grad(batch))
-    host, out = _with_room(batch, host)
-    return _in_torch(batch, of_memory(host).value_and_grad(host), out)
+    if out is None and is_small(batch):
+        room = host.backend.room(host.logits.shape, host.logits)  # in less time than torch's
+        out = torch.from_numpy(room)
+    else:
+        out = room_for_gradient(batch)
+        room = numpy_view(out)
+    return _in_torch(batch, of_memory(host).value_and_grad(with_out(host, room)), out)
 
 
 def probabilities(batch: Batch) -> torch.Tensor:
     """Evaluate the softmax of a batch without a target, or its logarithm."""
+    out: torch.Tensor = room_for_gradient(batch)
     host = _in_numpy(batch)
     if host is None:
-        return cast("torch.Tensor", of_memory(batch).probabilities(batch))
-    host, out = _with_room(batch, host)
-    of_memory(host).probabilities(host)
+        of_memory(batch).probabilities(with_out(batch, out))
+    else:
+        of_memory(host).probabilities(with_out(host, numpy_view(out)))
     return out
-
-
-def _with_room(batch: Batch, host: Batch) -> tuple[Batch, torch.Tensor]:
-    """Memory for the gradient, as torch and the same batch in NumPy have it."""
-    if batch.out is None and is_small(batch):
-        room = host.backend.room(host.logits.shape, host.logits)  # in less time than torch's
-        return with_out(host, room), torch.from_numpy(room)
-    out = room_for_gradient(batch)
-    return with_out(host, numpy_view(out)), out
 
 
 def _tell_of_writing(out: torch.Tensor) -> None:
@@ -106,6 +103,14 @@ def grad_of_kept(batch: Batch, kept: Kept) -> torch.Tensor:
     divisor = float(kept.divisor)
     of_memory(host).grad_of_kept(with_out(host, numpy_view(out)), Kept(seen, divisor))
     return out
+
+
+def owned(x: torch.Tensor) -> torch.Tensor:
+    """The result of an autograd Function, which may be changed in place, so that it is no view.
+
+    Compilers save what becomes of what is saved; and they see no view to be one.
+    """
+    return x.clone() if is_compiled() or x._is_view() else x
 
 
 def derived(batch: Batch, grad_loss: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from xent_array import _evaluate
 from xent_array._backends.torch import holds_values, is_compiled, numpy_view
 from xent_array._batch import Batch
 from xent_array._engines import _torch_constant
-from xent_array._normalized import at_once, by_blocks, log_passes_on, moved
+from xent_array._normalized import at_once, by_blocks, log_passed_on, passed_on
 from xent_array._wanted import NoTarget
 
 #: Bytes from which on what backward passes on is computed block by block.
@@ -31,23 +31,24 @@ def probabilities(batch: Batch) -> torch.Tensor:
 
 
 def _constant(batch: Batch) -> torch.Tensor:
+    batch = batch._replace(differentiable=False)
     if batch.memory != "opaque":
         return _torch_constant.probabilities(batch)
     with torch.no_grad():
-        return cast("torch.Tensor", _evaluate.probabilities(batch._replace(differentiable=False)))
+        return cast("torch.Tensor", _evaluate.probabilities(batch))
 
 
 class _Probabilities(torch.autograd.Function):
-    """The softmax of a batch, or its logarithm, which is all that backward needs."""
+    """The softmax of a batch, or its logarithm, whose values are all that backward needs."""
 
     @staticmethod
     def forward(ctx: Any, _logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         found = _constant(batch)
         assert isinstance(batch.target, NoTarget)
-        ctx.formula = log_passes_on if batch.target.logarithm else moved
+        ctx.formula = log_passed_on if batch.target.logarithm else passed_on
         ctx.backend, ctx.axis = batch.backend, batch.axis
         ctx.save_for_backward(found)
-        return found
+        return _torch_constant.owned(found)
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[Any, ...]:

@@ -23,6 +23,8 @@ from xent_array._batch import Arrays, Batch, apart, arrays_of, laid_out, togethe
 from xent_array._engines._jax_buffers import evaluate_in_buffers, lent
 from xent_array._evaluate import Result
 from xent_array._namespace import Array
+from xent_array._normalized import changed
+from xent_array._rows import classes_back, classes_last
 from xent_array._rowwise import rows_of
 from xent_array._wanted import NoTarget
 
@@ -173,10 +175,11 @@ def _probabilities_jvp(call: Batch, primals: Any, tangents: Any) -> Any:
     assert isinstance(call.target, NoTarget)
     logarithm = call.target.logarithm
     p = jnp.exp(found) if logarithm else found
-    d = jnp.astype(directions.logits, p.dtype)
-    fall = d - jnp.sum(p * d, axis=call.axis, keepdims=True)
+    rows = (classes_last(call.backend, x, call.axis) for x in (p, directions.logits))
+    change = changed(call.backend, next(rows), jnp.astype(next(rows), p.dtype))
+    change = classes_back(call.backend, change, call.axis)
     dtype = arrays.logits.dtype
-    return jnp.astype(found, dtype), jnp.astype(fall if logarithm else p * fall, dtype)
+    return jnp.astype(found, dtype), jnp.astype(change if logarithm else p * change, dtype)
 
 
 def derived(function: Any, primals: Any, tangents: Any) -> Any:

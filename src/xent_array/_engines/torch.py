@@ -27,6 +27,7 @@ from xent_array._engines._torch_constant import (
     derived,
     grad_of_kept,
     is_small,
+    owned,
     value_to_differentiate,
 )
 from xent_array._evaluate import Kept, Result
@@ -96,7 +97,7 @@ class _Loss(torch.autograd.Function):
         if compiled:  # which saves what becomes of them, if they are changed in place later
             saved = tuple(None if x is None else x.clone() for x in saved)
         ctx.save_for_backward(*saved)
-        return cast("torch.Tensor", loss)
+        return owned(loss)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[Any, ...]:
