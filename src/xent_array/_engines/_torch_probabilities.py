@@ -20,13 +20,11 @@ WORTH_BLOCKS = 1 << 22
 
 def probabilities(batch: Batch) -> torch.Tensor:
     """Evaluate the softmax of a batch without a target, or its logarithm."""
-    plain = forward_ad._current_level < 0
-    if batch.memory == "opaque" and not (plain and is_compiled()):
+    ruled = forward_ad._current_level < 0 and (batch.memory != "opaque" or is_compiled())
+    if not ruled:
         return cast("torch.Tensor", _evaluate.probabilities(batch))
     if not batch.differentiable:
         return _constant(batch)
-    if not plain:
-        return cast("torch.Tensor", _evaluate.probabilities(batch))
     return cast("torch.Tensor", _Probabilities.apply(batch.logits, batch))  # type: ignore[no-untyped-call]
 
 
