@@ -463,12 +463,13 @@ def test_targets_of_any_integer_dtype(on_gpu, target):
 @pytest.mark.parametrize("classes", [5, 64, 65, 1000, 4099])
 @pytest.mark.parametrize("function", ["softmax", "log_softmax", "logsumexp"])
 def test_rows_without_a_target(on_gpu, processor, function, classes, dtype):
-    """By one launch that reads the rows, or by two where one writes them again."""
+    """Read by one launch, which writes them as well where it can, and by another where not."""
     z = np.random.default_rng(classes).standard_normal((4, classes)).astype(dtype)
     found = getattr(xent_array, function)(z)
     works = [form.kernel.split("_")[0] for *_, form, _ in processor.launches]
-    assert "columns" in works
     assert {"wide", "lane", "fused1"}.intersection(works)
+    if "fused1" in works:
+        assert works == ["fused1"]
     assert found.dtype == dtype
     true = test_softmax.exact(function, z)
     info = ml_dtypes.finfo(dtype)
