@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import xent_array
-from xent_array import _kernels
+from xent_array import _gather, _kernels
 
 pytest.importorskip("numba")
 
@@ -148,6 +148,7 @@ def test_results_for_all_and_for_each():
 def told(call, target=(0, 2, 1), **options):
     """What the segments of a call's program go through, and which looks at rows and writes."""
     engine._programs.clear()
+    _gather._templates.clear()  # with which lie the programs of calls that were made before
     call(np.zeros((3, 4)), np.asarray(target), **options)
     ((program, *_),) = engine._programs.values()
     return [(int(s["extent"]), bool(s["looks"]), bool(s["writes"])) for s in program.segments]
