@@ -1,8 +1,8 @@
 """softmax, log_softmax and logsumexp beside each library's own.
 
-Run ``python benchmarks/softmax.py`` with nothing else running: float32, along the last axis. Prints
+Run ``python benchmarks/softmax.py`` with nothing else running: float32, along the classes. Prints
 how many times as long the library's own function takes as ours, portable and with kernels, by
-medians of interleaved rounds; on torch and JAX with the gradient of a weighted sum as well.
+medians of interleaved rounds; on torch and JAX with what is passed on of an upstream gradient too.
 """
 
 from __future__ import annotations

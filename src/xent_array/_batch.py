@@ -9,7 +9,7 @@ from xent_array._backends import Memory, Standard
 from xent_array._kernels import Kernels
 from xent_array._namespace import Array
 from xent_array._options import OnEmpty, Reduction
-from xent_array._rows import classes_last
+from xent_array._rows import classes_last, row_shape
 from xent_array._stats import Scalar
 from xent_array._wanted import ProbabilityTarget, Smoothing, Target
 
@@ -175,7 +175,7 @@ def with_columns(
 def with_sizes(batch: Batch, shape: tuple[int, ...]) -> Batch:
     """The same with sizes told anew, which the shape of the caller's logits has."""
     axis, target = batch.axis, batch.target
-    classes, rows = shape[axis], shape[:axis] + shape[axis + 1 :]
+    classes, rows = shape[axis], row_shape(shape, axis)
     q = target.q._replace(classes=classes)
     return batch._replace(shape=rows, classes=classes, target=target.renewed(q, target.column))
 

@@ -14,7 +14,7 @@ from xent_array._kernels import are_disabled
 from xent_array._namespace import Array
 from xent_array._options import DEFAULTS, Options, check_integer, holds_arrays
 from xent_array._row_blocks import row_blocks
-from xent_array._rows import class_axis, row_factors, row_mask
+from xent_array._rows import class_axis, row_factors, row_mask, row_shape
 from xent_array._stats import Scalar
 from xent_array._target import check_target, checked_indices, class_weight, looks_at_indices
 from xent_array._wanted import IndexTarget, NoTarget, Smoothing, Target
@@ -56,7 +56,7 @@ def gather_rows(name: str, x: Array, axis: int, *, logarithm: bool = False) -> B
     """Check rows that have no target, and lay them out: see `NoTarget`."""
     check_integer("axis", axis)
     backend = backend_of(name, x)
-    arrays = backend.signature(x, None)
+    arrays = backend.signature(x)
     signature = None if arrays is None else (backend, arrays, int(axis), logarithm, are_disabled())
     template = None if signature is None else _templates.get(signature)
     if template is None:
@@ -148,7 +148,7 @@ def _gather_rows(library: Library, axis: int, *, logarithm: bool) -> Batch:
         on_empty="nan",
         by_rows=False,
         return_stats=False,
-        shape=shape[:axis] + shape[axis + 1 :],
+        shape=row_shape(shape, axis),
         classes=shape[axis],
         axis=axis,
         softcap=None,
@@ -184,7 +184,7 @@ def gathered(
     """
     backend = library.backend
     dtype = backend.compute_dtype(library.leader.dtype)
-    classes, shape = logits_shape[axis], logits_shape[:axis] + logits_shape[axis + 1 :]
+    classes, shape = logits_shape[axis], row_shape(logits_shape, axis)
     weight = class_weight(library, options.weight, classes, dtype)
     smoothing = library.scalar("label_smoothing", options.label_smoothing, dtype)
     where = row_mask(library, options.where, shape)

@@ -23,7 +23,6 @@ from xent_array._rows import classes_back, classes_last
 #: From the rows of arrays that are alike to those of another.
 Formula = Callable[[Standard, Array, Array], Array]
 
-
 #: More than the others have together.
 _MOST = 0.5
 

@@ -33,6 +33,11 @@ def fits(given: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     return all(a == b or a != a or b != b for a, b in zip(given, expected, strict=True))  # noqa: PLR0124
 
 
+def row_shape(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """The shape of the rows of an array: its own less the class axis."""
+    return shape[:axis] + shape[axis + 1 :]
+
+
 def classes_last(backend: Standard, x: Array, axis: int) -> Array:
     """A view of `x` with the class axis moved to the end."""
     if axis == x.ndim - 1:

@@ -11,7 +11,7 @@ from xent_array._blocks import LOOK
 from xent_array._namespace import Array, dtype_name
 from xent_array._options import Options
 from xent_array._row_blocks import row_blocks
-from xent_array._rows import fits
+from xent_array._rows import fits, row_shape
 from xent_array._wanted import IndexTarget, ProbabilityTarget, Smoothing, Target
 
 
@@ -68,11 +68,11 @@ def _check_probabilities(target: Array, shape: tuple[int, ...], ignore_index: in
 
 
 def _check_index_shape(target: Array, shape: tuple[int, ...], axis: int) -> None:
-    given, rows = tuple(target.shape), shape[:axis] + shape[axis + 1 :]
+    given, rows = tuple(target.shape), row_shape(shape, axis)
     if fits(given, rows):
         return
     advice = ""
-    others = [k for k in range(len(shape)) if given == shape[:k] + shape[k + 1 :]]
+    others = [k for k in range(len(shape)) if given == row_shape(shape, k)]
     if given == shape:
         advice = " (probabilities, one-hots among them, must have a floating dtype: cast them)"
     elif others:

@@ -62,7 +62,7 @@ class Standard:
         """Return argument `name` as a plain array of the library, or raise TypeError."""
         return x
 
-    def signature(self, logits: Array, target: Array | None) -> Any:
+    def signature(self, *arrays: Array) -> Any:
         """A hashable key, of dtypes, layouts, devices and modes of this thread; None: not known.
 
         All questions below have the same answers for arrays of equal keys, but for their values.

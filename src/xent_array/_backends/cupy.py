@@ -23,12 +23,9 @@ class Backend(NumpyDtypes):
             )
         return x
 
-    def signature(self, logits: Array, target: Array | None) -> Any:
-        if type(logits) is cp.ndarray:
-            if target is None:
-                return _layout_of(logits)
-            if type(target) is cp.ndarray:
-                return *_layout_of(logits), *_layout_of(target)
+    def signature(self, *arrays: Array) -> Any:
+        if {*map(type, arrays)} == {cp.ndarray}:
+            return tuple(map(_layout_of, arrays))
         return None
 
     def memory(self, x: Array) -> Memory:

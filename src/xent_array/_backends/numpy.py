@@ -38,12 +38,9 @@ class Backend(NumpyDtypes):
             advice = "pass numpy.asarray(x)"
         raise TypeError(f"{name} must be a plain array, got {type(x).__name__}: {advice}")
 
-    def signature(self, logits: Array, target: Array | None) -> Any:
-        if type(logits) is np.ndarray:
-            if target is None:
-                return _layout_of(logits)
-            if type(target) is np.ndarray:
-                return *_layout_of(logits), *_layout_of(target)
+    def signature(self, *arrays: Array) -> Any:
+        if {*map(type, arrays)} == {np.ndarray}:
+            return tuple(map(_layout_of, arrays))
         return None
 
     def device(self, x: Array) -> Any:

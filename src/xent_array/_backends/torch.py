@@ -45,17 +45,16 @@ class Backend(Standard):
             raise TypeError(f"{name} must be a strided tensor, got a {kind} one: make it dense")
         return x
 
-    def signature(self, logits: Array, target: Array | None) -> Any:
+    def signature(self, *arrays: Array) -> Any:
         if torch.compiler.is_compiling() or _is_recorded():
             return None
-        if not (_is_plain(logits) and (target is None or _is_plain(target))):
+        if not all(map(_is_plain, arrays)):
             return None
         return (
             torch.is_grad_enabled(),
             torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0,
-            self.result_dtype(logits),
-            *_told_of(logits),
-            *(() if target is None else _told_of(target)),
+            self.result_dtype(arrays[0]),
+            *map(_told_of, arrays),
         )
 
     def memory(self, x: Array) -> Memory:

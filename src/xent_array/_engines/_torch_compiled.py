@@ -20,6 +20,7 @@ from xent_array._batch import Arrays, Batch, arrays_of, laid_out, suits_kernels,
 from xent_array._engines import _torch_constant
 from xent_array._engines._torch_operands import packed, unpacked
 from xent_array._evaluate import Kept, Result
+from xent_array._rows import row_shape
 from xent_array._rowwise import Stats
 from xent_array._wanted import IndexRows, IndexTarget, NoTarget, Smoothing
 
@@ -136,8 +137,7 @@ def _together(
     backend = backend_of("logits", logits)
     given: dict[str, Any] = dict.fromkeys(_VALUES) | _NEUTRAL | unpacked(arrays, names)
     axis, shape = words.axis, tuple(logits.shape)
-    classes = shape[axis]
-    rows = shape[:axis] + shape[axis + 1 :]
+    classes, rows = shape[axis], row_shape(shape, axis)
     if upstream is not None:
         given["grad_output"] = upstream.resolve_neg().expand(rows)[..., None]
     q = Smoothing(backend, classes, given["weight"], given["smoothing"])
@@ -232,7 +232,7 @@ def _results(
     **_words: Any,
 ) -> list[torch.Tensor]:
     """Memory for the results."""
-    rows = logits.shape[:axis] + logits.shape[axis + 1 :]
+    rows = row_shape(tuple(logits.shape), axis)
     made = [logits.new_empty(rows if reduction == "none" else (), dtype=dtype)]
     if return_stats:
         made += [logits.new_empty(rows, dtype=x) for x in (dtype, torch.int64, torch.bool)]

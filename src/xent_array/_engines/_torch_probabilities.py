@@ -29,11 +29,8 @@ def probabilities(batch: Batch) -> torch.Tensor:
 
 
 def _constant(batch: Batch) -> torch.Tensor:
-    batch = batch._replace(differentiable=False)
-    if batch.memory != "opaque":
-        return _torch_constant.probabilities(batch)
-    with torch.no_grad():
-        return cast("torch.Tensor", _evaluate.probabilities(batch))
+    engine = _evaluate if batch.memory == "opaque" else _torch_constant
+    return cast("torch.Tensor", engine.probabilities(batch._replace(differentiable=False)))
 
 
 class _Probabilities(torch.autograd.Function):

@@ -175,9 +175,9 @@ def _probabilities_jvp(call: Batch, primals: Any, tangents: Any) -> Any:
     assert isinstance(call.target, NoTarget)
     logarithm = call.target.logarithm
     p = jnp.exp(found) if logarithm else found
-    rows = (classes_last(call.backend, x, call.axis) for x in (p, directions.logits))
-    change = changed(call.backend, next(rows), jnp.astype(next(rows), p.dtype))
-    change = classes_back(call.backend, change, call.axis)
+    backend, axis, d = call.backend, call.axis, jnp.astype(directions.logits, p.dtype)
+    change = changed(backend, classes_last(backend, p, axis), classes_last(backend, d, axis))
+    change = classes_back(backend, change, axis)
     dtype = arrays.logits.dtype
     return jnp.astype(found, dtype), jnp.astype(change if logarithm else p * change, dtype)
 
