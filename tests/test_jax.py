@@ -280,6 +280,19 @@ for function in (xent_array.cross_entropy, jax.value_and_grad(xent_array.cross_e
         assert int(temporary) < 32 << 20
 
 
+def test_few_classes_are_not_stored():
+    """There are numbers of rows beside 160 MB of them, and of a block what is weighed."""
+    program = """
+import functools, jax, jax.numpy as jnp, xent_array
+z, t = jax.ShapeDtypeStruct((4_000_000, 10), "float32"), jax.ShapeDtypeStruct((4_000_000,), "int32")
+for smoothing in (0.0, 0.1):
+    loss = functools.partial(xent_array.cross_entropy, label_smoothing=smoothing)
+    print(jax.jit(loss).lower(z, t).compile().memory_analysis().temp_size_in_bytes)
+"""
+    for temporary in run(program).split():
+        assert int(temporary) < 80 << 20
+
+
 def test_a_row_wider_than_a_block():
     program = """
 import jax, jax.numpy as jnp, xent_array

@@ -14,6 +14,7 @@ from xent_array.testing import check
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
+engine = pytest.importorskip("xent_array._engines.jax")
 buffers = pytest.importorskip("xent_array._engines._jax_buffers")
 
 pytestmark = [
@@ -42,7 +43,7 @@ SOME_OPTIONS = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def of_any_size(monkeypatch):
-    """Have kernels read the smallest calls too, and count how often they do."""
+    """Have kernels read the smallest calls too, of any classes, and count how often they do."""
     write, calls = buffers._write, []
 
     def counted(*args):
@@ -51,6 +52,7 @@ def of_any_size(monkeypatch):
 
     monkeypatch.setattr(buffers, "WORTH_A_CALL", 0)
     monkeypatch.setattr(buffers, "_write", counted)
+    monkeypatch.setattr(engine, "are_few", lambda _classes: False)
     jax.clear_caches()
     with jax.enable_x64(True):
         yield calls
@@ -228,12 +230,21 @@ def test_the_conformance_kit():
         check(jnp, dtypes=("float32",)).raise_if_failed()
 
 
-@pytest.mark.parametrize(("rows", "served"), [(100, False), (200, True)])
-def test_a_small_call_is_not_worth_it(rows, served, monkeypatch, of_any_size):
+@pytest.mark.parametrize(
+    ("shape", "dtype", "served"),
+    [
+        pytest.param((100, 100), "float64", False, id="small"),
+        pytest.param((200, 100), "float64", True, id="large"),
+        pytest.param((5000, 24), "float64", False, id="few classes"),
+        pytest.param((5000, 24), "float16", True, id="few classes, halves"),
+        pytest.param((5000, 25), "float64", True, id="more classes"),
+        pytest.param((50, 10, 200), "float64", True, id="few classes further apart"),
+    ],
+)
+def test_what_is_worth_a_call(shape, dtype, served, monkeypatch):
     monkeypatch.undo()
-    text = str(
-        jax.make_jaxpr(xent_array.cross_entropy)(jnp.zeros((rows, 100)), jnp.zeros(rows, int))
-    )
+    target = jnp.zeros(shape[:1] + shape[2:], int)
+    text = str(jax.make_jaxpr(xent_array.cross_entropy)(jnp.zeros(shape, dtype), target))
     assert ("xent_array_evaluation" in text) is served
 
 
@@ -298,7 +309,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from xent_array import cross_entropy
 from xent_array._engines import _jax_buffers
 _jax_buffers.WORTH_A_CALL = 0
-z, t, w = jnp.ones((6, 4)), jnp.zeros(6, int), jnp.ones(6)
+z, t, w = jnp.ones((6, 40)), jnp.zeros(6, int), jnp.ones(6)
 def of_one(z):
     losses = lambda t, w: cross_entropy(z, t, reduction="none", sample_weight=w)
     return jax.shard_map(losses, mesh=mesh, in_specs=P("n"), out_specs=P("n"))(t, w)

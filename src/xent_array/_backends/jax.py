@@ -17,7 +17,7 @@ from xent_array._backends import backend_of
 from xent_array._backends._standard import Memory, Standard
 from xent_array._namespace import Array
 
-_FEW = 32
+_FEW = 24
 
 
 class Backend(Standard):
@@ -73,12 +73,13 @@ class Backend(Standard):
 
     def map_rows(self, function: Callable[[Any], Any], rows: Any, size: int) -> Any:
         length = rows[0].shape[0]
+        count = -(-length // size)
+        size = -(-length // count)  # as equal as can be: the last block takes few rows once more
 
         def cut(start: Array) -> Any:
             return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), rows)
 
         def step(i: Array, results: Any) -> Any:
-            # The last block takes some rows once more: all have one size.
             start = jnp.minimum(i * size, length - size)
             parts = function(cut(start))
             return jax.tree.map(
@@ -89,7 +90,7 @@ class Backend(Standard):
 
         parts = jax.eval_shape(lambda: function(cut(0)))
         room = jax.tree.map(lambda x: jax.lax.empty((length, *x.shape[1:]), x.dtype), parts)
-        return jax.lax.fori_loop(0, -(-length // size), step, room)
+        return jax.lax.fori_loop(0, count, step, room)
 
     def affine(self, x: Array, weight: Array, bias: Array | None, room: Array | None) -> Array:
         dtype = self.compute_dtype(x.dtype)  # halves are multiplied as they are, and summed in it
@@ -103,7 +104,8 @@ class Backend(Standard):
         return chosen
 
     def row_sum(self, x: Array) -> Array:
-        return jnp.sum(x, axis=-1, keepdims=True)  # XLA sums as a tree
+        total = jnp.sum(x, axis=-1, keepdims=True)  # XLA sums as a tree
+        return _kept_apart(total) if are_few(x.shape[-1]) else total
 
     def row_sums_by_size(self, shifted: Array, exps: Array) -> tuple[Array, Array]:
         if not are_few(shifted.shape[-1]) or self.cut_as(shifted) != "host":
@@ -112,6 +114,9 @@ class Backend(Standard):
         pairs = jnp.where(high, exps, nothing), jnp.where(high, nothing, exps)
         sums = jax.lax.reduce(pairs, (nothing, nothing), _added, (exps.ndim - 1,))
         return sums[0][..., None], sums[1][..., None]
+
+    def total(self, x: Array) -> Array:
+        return jnp.sum(_kept_apart(x))
 
     def gather(self, x: Array, index: Array) -> Array:
         if not _explicit(x):
@@ -144,6 +149,18 @@ class Backend(Standard):
 def are_few(classes: int) -> bool:
     """Whether XLA for the CPU sums classes as pairs without storing them; of a symbol it is not."""
     return isinstance(classes, int) and classes <= _FEW
+
+
+def _kept_apart(x: Array) -> Array:
+    """The same numbers, by a choice that XLA for the CPU does not take into a sum.
+
+    It has a library do its sums, and with them the logarithms before and after, which that takes
+    one by one on one thread.
+    """
+    if jax.default_backend() != "cpu":
+        return x
+    always = jax.lax.optimization_barrier(np.True_)  # to XLA it might be False
+    return jax.lax.select(always, x, jnp.full_like(x, jnp.nan))
 
 
 def _added(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:

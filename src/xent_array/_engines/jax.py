@@ -26,7 +26,7 @@ from xent_array._namespace import Array
 from xent_array._normalized import changed
 from xent_array._rows import classes_back, classes_last
 from xent_array._rowwise import rows_of
-from xent_array._wanted import NoTarget
+from xent_array._wanted import NoTarget, ProbabilityTarget
 
 #: Array code for the arrays of a call.
 Code = Callable[[Batch, Arrays], Result]
@@ -56,17 +56,33 @@ def _call_and_arrays(batch: Batch) -> tuple[Batch, Arrays]:
 
     What these hold was looked at when the batch was gathered, and is not looked at again.
     """
-    plain = _is_plain(batch)
-    call, arrays = apart(batch._replace(memory=_cut_as(batch, plain)), jax.Array)
-    return call._replace(lent=lent(batch) if plain else None), arrays
+    memory, served = _read_as(batch)
+    call, arrays = apart(batch._replace(memory=memory), jax.Array)
+    return call._replace(lent=lent(batch) if served else None), arrays
 
 
-def _cut_as(batch: Batch, plain: bool) -> Memory:
-    """By the budget of which memory rows are cut into blocks; "opaque": they are taken whole."""
-    rows = batch.axis == batch.logits.ndim - 1  # others would be copied, to lie along one axis
-    memory = batch.backend.cut_as(batch.logits) if rows and plain else "opaque"
-    # Of few classes nothing is stored but numbers of rows, and a loop costs more than they do.
-    return "device" if memory == "host" and are_few(batch.classes) else memory
+def _read_as(batch: Batch) -> tuple[Memory, bool]:
+    """By the budget of which memory rows are cut into blocks, and whether kernels may read them.
+
+    "opaque": they are taken whole. So are those whose classes do not lie along the last axis, which
+    a loop would have copied.
+    """
+    plain, last = _is_plain(batch), batch.axis == batch.logits.ndim - 1
+    memory = batch.backend.cut_as(batch.logits) if plain and last else "opaque"
+    if memory == "host" and are_few(batch.classes):
+        return _few_read_as(batch)
+    return memory, plain
+
+
+def _few_read_as(batch: Batch) -> tuple[Memory, bool]:
+    """The same of few classes, for which XLA is quicker than kernels, and than loops.
+
+    But what it stores of every class it is to store of a block: logits that are widened, which
+    kernels do not store at all, and what is weighed to be summed.
+    """
+    widened = bool(batch.logits.dtype != batch.compute_dtype)
+    weighed = isinstance(batch.target, ProbabilityTarget) or batch.target.q.is_smooth
+    return "device" if widened or weighed else "opaque", widened
 
 
 def _is_plain(batch: Batch) -> bool:
