@@ -77,12 +77,15 @@ def _read_as(batch: Batch) -> tuple[Memory, bool]:
 def _few_read_as(batch: Batch) -> tuple[Memory, bool]:
     """The same of few classes, for which XLA is quicker than kernels, and than loops.
 
-    But what it stores of every class it is to store of a block: logits that are widened, which
-    kernels do not store at all, and what is weighed to be summed.
+    But what it stores of every class it is to store of a block: what is weighed to be summed, and
+    logits that are widened. It widens all of them before a loop, and kernels take those.
     """
-    widened = bool(batch.logits.dtype != batch.compute_dtype)
+    widened = batch.logits.dtype != batch.compute_dtype
     weighed = isinstance(batch.target, ProbabilityTarget) or batch.target.q.is_smooth
-    return "device" if widened or weighed else "opaque", widened
+    if not (widened or weighed):
+        return "opaque", False
+    blocks = _evaluate.plan_of(batch._replace(memory="device", differentiable=False))
+    return "device", bool(widened) and not blocks.whole
 
 
 def _is_plain(batch: Batch) -> bool:
