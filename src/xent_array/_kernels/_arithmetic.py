@@ -83,6 +83,24 @@ def fetch(_context, address):
     return types.void(types.intp), generate
 
 
+# --- the greater of two
+
+
+@intrinsic
+def greater(_context, x, y):
+    """The greater of two floats; of a NaN and a number either.
+
+    LLVM makes vectors of a maximum over a loop only where it is told that no NaN is to be minded.
+    """
+    flags = ("nnan", "nsz")
+
+    def generate(_context, builder, _signature, args):
+        first = builder.fcmp_ordered(">", *args, flags=flags)
+        return builder.select(first, *args, flags=flags)
+
+    return x(x, x), generate
+
+
 # --- half dtypes
 
 

@@ -13,6 +13,7 @@ from xent_array._kernels._arithmetic import (
     add_exactly,
     exp,
     fetch,
+    greater,
     narrow,
     pointer,
     widen,
@@ -32,18 +33,7 @@ compiled = numba.njit(
 @compiled
 def raise_to(top, x):
     for k in range(LANES):
-        v = widen(x[k])
-        top[k] = max(top[k], v)
-
-
-@compiled
-def raise_to_four(top, x):
-    """The same of four numbers in each lane, whose tops are written once."""
-    for k in range(LANES):
-        low = max(widen(x[k]), widen(x[k + LANES]))
-        high = max(widen(x[k + 2 * LANES]), widen(x[k + 3 * LANES]))
-        high = max(low, high)
-        top[k] = max(top[k], high)
+        top[k] = greater(top[k], x[k])
 
 
 @compiled
@@ -159,16 +149,11 @@ def settled(total, lost):
 
 
 @compiled
-def greatest(x):
-    for k in range(LANES // 2):
-        x[k] = max(x[k], x[LANES // 2 + k])
-    for k in range(LANES // 4):
-        x[k] = max(x[k], x[LANES // 4 + k])
-    for k in range(LANES // 8):
-        x[k] = max(x[k], x[LANES // 8 + k])
-    top = x[0]
-    for k in range(LANES // 8):
-        top = max(top, x[k])
+def greatest(x, like):
+    """The greatest entry, in the dtype of the array `like`; of NaNs it need not tell."""
+    top = like.dtype.type(-np.inf)
+    for k in range(len(x)):
+        top = greater(top, widen(x[k]))
     return top
 
 

@@ -51,7 +51,6 @@ from xent_array._kernels._lanes import (
     multiply,
     multiply_each,
     raise_to,
-    raise_to_four,
     scale_to,
     seen,
     settle,
@@ -81,9 +80,9 @@ from xent_array._kernels._machine import (
 #: How many numbers a lane adds up before the lanes are added, exactly, to the total.
 TERMS = 8
 
-#: How many classes are added up before their sum is added, exactly, to the total: to some tens of
-#: lanes, whatever vectors there are. Of the row after the next as many are fetched meanwhile.
-STRETCH = 512
+#: How many classes are added up before their sum is added, exactly, to the total: to ten lanes or
+#: some tens, by the vectors there are. Of the row after the next as many are fetched meanwhile.
+STRETCH = 128
 
 #: How many classes are worked on at once where lanes are rows: what fits the first cache.
 TILE = 64
@@ -101,30 +100,17 @@ def kernel(function: Callable[..., None]) -> Any:
 
 
 @compiled
-def top_of(high, last, z, i, whole, classes):
-    """Find a row's greatest entry, and widen to `last` the classes after the `whole` blocks."""
-    widen_to(last, line(z, i, whole, classes - whole))
-    high[:] = -np.inf
-    fours = whole - whole % (4 * LANES)
-    for start in range(0, fours, 4 * LANES):
-        raise_to_four(high, line(z, i, start, 4 * LANES))
-    for start in range(fours, whole, LANES):
-        raise_to(high, line(z, i, start, LANES))
-    raise_to(high, last)
-    return greatest(high)
+def top_of(z, i, like):
+    """Find a row's greatest entry."""
+    return greatest(line(z, i, 0, z.shape[1]), like)
 
 
 @compiled
-def rest_of(z, into, leaves, exps, i, far, whole, classes, last, top, scale):
+def rest_of(z, into, leaves, exps, i, far, top, scale):
     """Sum a row's exponentials below its top, and leave them `into` memory or nowhere."""
-    total, lost, ties = 0.0, 0.0, 0.0
-    if whole < classes:
-        total, more = sum_below(exps, last, top, scale)
-        ties += more
-        if leaves:
-            copy(line(into, i, whole, classes - whole), exps)
-    for start in range(0, whole, STRETCH):
-        length = min(STRETCH, whole - start)
+    total, lost, ties, classes = 0.0, 0.0, 0.0, z.shape[1]
+    for start in range(0, classes, STRETCH):
+        length = min(STRETCH, classes - start)
         if i + 2 < far:
             fetch_line(z, i + 2, start, length)
         part = line(z, i, start, length)
@@ -138,52 +124,37 @@ def rest_of(z, into, leaves, exps, i, far, whole, classes, last, top, scale):
 
 
 @compiled
-def fall_of(z, i, whole, classes, last, weight, last_weight, top, scale):
+def fall_of(z, i, weight, top, scale):
     """Sum a row's weighted distances from its top."""
-    total, lost = 0.0, 0.0
-    for start in range(0, whole, STRETCH):
-        length = min(STRETCH, whole - start)
+    total, lost, classes = 0.0, 0.0, z.shape[1]
+    for start in range(0, classes, STRETCH):
+        length = min(STRETCH, classes - start)
         heavy = weight[start : start + length]
         part = sum_weighted(line(z, i, start, length), heavy, top, scale)
-        total, lost = add_exactly(total, lost, part)
-    if whole < classes:
-        part = sum_weighted(last, last_weight, top, scale)
         total, lost = add_exactly(total, lost, part)
     return settled(total, lost)
 
 
 @compiled
-def first_top(z, room):
-    """Find the top of the first row, and have no entry where no class is: none is in any sum."""
-    _exps, lanes = room
-    lanes[:2] = -np.inf
-    return top_of(lanes[2], lanes[0], z, 0, z.shape[1] - z.shape[1] % LANES, z.shape[1])
-
-
-@compiled
-def look_along(z, into, first, n, ahead, how, weight, argmax, registers, room):
+def look_along(z, into, first, n, ahead, how, weight, argmax, registers, exps):
     """Look at some rows; the top of each is found one row ahead, that of the next is returned.
 
     What waits for the end of a maximum is summed meanwhile.
     """
-    (reals, wholes), (exps, lanes), (leaves, fetches, scale) = registers, room, how
+    (reals, wholes), (leaves, fetches, scale) = registers, how
     rows, classes = z.shape
-    far, whole, last_weight = rows if fetches else 0, classes - classes % LANES, lanes[3]
-    if weight.size:
-        widen_to(last_weight, weight[whole:])
+    far = rows if fetches else 0
     for k in range(n):
-        i = first + k
-        here, last = ahead, line(lanes, i & 1, 0, LANES)
+        i, here = first + k, ahead
         if i + 1 < rows:
-            ahead = top_of(lanes[2], line(lanes, ~i & 1, 0, LANES), z, i + 1, whole, classes)
-        below = rest_of(z, into, leaves, exps, i, far, whole, classes, last, here, scale)
+            ahead = top_of(z, i + 1, exps)
+        below = rest_of(z, into, leaves, exps, i, far, here, scale)
         row = line(z, i, 0, classes)
         top, rest = agreed(here, below)
         reals[TOP, k], reals[REST, k] = top, rest
         reals[PICKED, k] = scale * (widen(row[wholes[INDEX, k]]) - top)
         if weight.size:
-            fall = fall_of(z, i, whole, classes, last, weight, last_weight, here, scale)
-            reals[FALL, k] = fall
+            reals[FALL, k] = fall_of(z, i, weight, here, scale)
         if argmax:
             wholes[ARGMAX, k] = argmax_of(row, top, rest)
     return ahead
@@ -195,7 +166,7 @@ def write_along(z, into, first, n, how, weight, asked, registers, room):
     (reals, wholes), (shares, lanes), (left, _fetches, scale) = registers, room, how
     (keeps, logarithm), classes = asked, z.shape[1]
     whole = classes - classes % LANES
-    high, slope, buffer, share, last = lanes[4], lanes[5], lanes[6], lanes[7], lanes[8]
+    high, slope, buffer, share, last = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
     share[:] = 0
     if not weight.size:
         shares[:] = 0
@@ -441,7 +412,7 @@ def running(along, helpers):
             bare(finals),
         )
         added = np.empty((sums.shape[1], LANES), np.float64)
-        room = np.zeros(STRETCH, numbers.dtype), np.zeros((9, LANES), numbers.dtype)
+        room = np.zeros(STRETCH, numbers.dtype), np.zeros((5, LANES), numbers.dtype)
         none, how, ahead = numbers[:0], (leaves, fetches, scale), numbers.dtype.type(0)
         tile = np.empty((0 if along else min(TILE, classes), LANES), numbers.dtype)
         for segment in segments:
@@ -455,7 +426,7 @@ def running(along, helpers):
             added[:] = 0
             if along:  # noqa: SIM102 a branch that numba does not compile
                 if segment.looks and rows:
-                    ahead = first_top(z, room)
+                    ahead = top_of(z, 0, room[0])
             for first in range(0, count, most):
                 here = min(most, count - first)
                 places = (at + first, to_at + first) if of_rows else (first, first)
@@ -466,7 +437,7 @@ def running(along, helpers):
                     if along:
                         if phase == 0 and segment.looks:
                             ahead = look_along(
-                                z, into, first, here, ahead, how, heavy, argmax, both, room
+                                z, into, first, here, ahead, how, heavy, argmax, both, room[0]
                             )
                         elif phase == 1 and segment.writes:
                             asked = keeps, logarithm
