@@ -281,7 +281,7 @@ for function in (xent_array.cross_entropy, jax.value_and_grad(xent_array.cross_e
 
 
 def test_few_classes_are_not_stored():
-    """There are numbers of rows beside 160 MB of them, and of a block what is weighed."""
+    """Beside 160 MB of logits there are numbers of rows, and what is weighed of a block."""
     program = """
 import functools, jax, jax.numpy as jnp, xent_array
 z, t = jax.ShapeDtypeStruct((4_000_000, 10), "float32"), jax.ShapeDtypeStruct((4_000_000,), "int32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -197,6 +198,8 @@ def _of_all(
 def _mapped(batch: Batch, cut: Plan, demand: Demand | None) -> Outcome:
     """The same by a loop of the library's own, for which rows lie along one axis."""
     backend, shape, per_row = batch.backend, batch.shape, batch.reduction == "none"
+    every = math.prod(shape)
+    size = -(-every // -(-every // cut.rows))  # all have one size, so as equal as can be
     columns = (
         batch.logits,
         batch.target.column,
@@ -209,7 +212,7 @@ def _mapped(batch: Batch, cut: Plan, demand: Demand | None) -> Outcome:
     def of_rows(columns: list[Array]) -> Outcome:
         logits, target, where, sample_weight, grad_output = columns
         rows = batch._replace(
-            shape=(cut.rows,),
+            shape=(size,),
             reduction="none",
             logits=logits,
             target=batch.target.renewed(batch.target.q, target),
@@ -222,7 +225,7 @@ def _mapped(batch: Batch, cut: Plan, demand: Demand | None) -> Outcome:
     def shaped(x: Array | None) -> Array | None:
         return None if x is None else backend.xp.reshape(x, (*shape, x.shape[-1]))
 
-    loss, _, grad, stats, _ = backend.map_rows(of_rows, flat, cut.rows)
+    loss, _, grad, stats, _ = backend.map_rows(of_rows, flat, size)
     counts = None
     if batch.reduction == "mean" and demand is None:
         counts = _counts(batch, cut)

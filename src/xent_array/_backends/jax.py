@@ -73,13 +73,12 @@ class Backend(Standard):
 
     def map_rows(self, function: Callable[[Any], Any], rows: Any, size: int) -> Any:
         length = rows[0].shape[0]
-        count = -(-length // size)
-        size = -(-length // count)  # as equal as can be: the last block takes few rows once more
 
         def cut(start: Array) -> Any:
             return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), rows)
 
         def step(i: Array, results: Any) -> Any:
+            # The last block takes some rows once more: all have one size.
             start = jnp.minimum(i * size, length - size)
             parts = function(cut(start))
             return jax.tree.map(
@@ -90,7 +89,7 @@ class Backend(Standard):
 
         parts = jax.eval_shape(lambda: function(cut(0)))
         room = jax.tree.map(lambda x: jax.lax.empty((length, *x.shape[1:]), x.dtype), parts)
-        return jax.lax.fori_loop(0, count, step, room)
+        return jax.lax.fori_loop(0, -(-length // size), step, room)
 
     def affine(self, x: Array, weight: Array, bias: Array | None, room: Array | None) -> Array:
         dtype = self.compute_dtype(x.dtype)  # halves are multiplied as they are, and summed in it

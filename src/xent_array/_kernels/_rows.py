@@ -80,8 +80,8 @@ from xent_array._kernels._machine import (
 #: How many numbers a lane adds up before the lanes are added, exactly, to the total.
 TERMS = 8
 
-#: How many classes are added up before their sum is added, exactly, to the total: to ten lanes or
-#: some tens, by the vectors there are. Of the row after the next as many are fetched meanwhile.
+#: How many classes are added up before their sum is added, exactly, to the total: to 16 lanes,
+#: or to some tens where vectors are long. Of the row after the next as many are fetched meanwhile.
 STRETCH = 128
 
 #: How many classes are worked on at once where lanes are rows: what fits the first cache.
