@@ -55,13 +55,17 @@ def pytest_configure(config):
     for marker in (
         "needs(*features): what of xent_array._capabilities.FEATURES a test relies on",
         "library(name): the one array library that a test is about",
+        "either_way: about array code, or switching kernels on and off by itself",
     ):
         config.addinivalue_line("markers", marker)
 
 
 def pytest_collection_modifyitems(config, items):
     named = config.getoption("--array-api-backend") or list(BACKENDS)
+    kernels = os.environ.get("XENT_ARRAY_KERNELS") != "off"
     for item in items:
+        if not kernels and any(item.iter_markers("either_way")):
+            item.add_marker(pytest.mark.skip(reason="needs no second run without kernels"))
         marks = list(item.iter_markers("library"))
         for mark in marks:
             (name,) = mark.args

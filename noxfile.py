@@ -38,7 +38,11 @@ WARNINGS = ("-W", "error", "-W", "ignore:Failed to initialize NumPy:UserWarning"
 #: JAX compiles hundreds of small programs here, for which optimising costs more than it saves.
 QUICK_TO_COMPILE = {
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 }
+
+#: Most modules of what is installed are never imported, and need not be compiled for it.
+UNCOMPILED = "--no-compile"
 
 
 def interpreters() -> list[str]:
@@ -64,7 +68,7 @@ def groups(*names: str) -> list[str]:
 
 def install(session: nox.Session, *names: str) -> None:
     """Install dependency groups and the package itself, in one go so that all pins are seen."""
-    session.install(*groups(*names), ".")
+    session.install(UNCOMPILED, *groups(*names), ".")
 
 
 def conformance(session: nox.Session, namespace: str) -> None:
@@ -107,7 +111,7 @@ def tests_on(session: nox.Session, library: str, options: list[str]) -> None:
 @nox.parametrize("backend", BACKENDS)
 def imports(session: nox.Session, backend: str) -> None:
     """Use one array library with nothing else installed: the self-check and the conformance kit."""
-    session.install(*groups(backend), ".[testing]")
+    session.install(UNCOMPILED, *groups(backend), ".[testing]")
     session.run("python", *WARNINGS, "-m", "xent_array")
     conformance(session, NAMESPACES[backend])
 

@@ -9,7 +9,7 @@ import torch
 
 from arrays import BENCHMARKS
 
-pytestmark = pytest.mark.library("torch")
+pytestmark = [pytest.mark.library("torch"), pytest.mark.either_way]
 
 SCRIPT = BENCHMARKS / "gpu.py"
 

@@ -261,6 +261,17 @@ def test_arrays_are_read_entry_by_entry_where_they_have_no_list():
     check(array_api_strict, groups=["results", "softmax"]).raise_if_failed()
 
 
+def test_lazy_arrays_are_computed_once():
+    """Not for each of their entries, which takes as many times as long."""
+    da = pytest.importorskip("dask.array")
+    from dask.callbacks import Callback
+
+    graphs = []
+    with Callback(start=graphs.append):
+        assert Library(da).data(da.ones((3, 4))).flat == (1.0,) * 12
+    assert len(graphs) == 1
+
+
 # --- the oracle
 
 

@@ -213,6 +213,7 @@ COMPILED = {
 }
 
 
+@pytest.mark.either_way
 @pytest.mark.parametrize(("mode", "more"), COMPILED.values(), ids=COMPILED)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.usefixtures("fresh_dynamo")
@@ -234,6 +235,7 @@ VARYING = {
 }
 
 
+@pytest.mark.either_way
 @pytest.mark.parametrize("name", VARYING)
 @pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.usefixtures("fresh_dynamo")

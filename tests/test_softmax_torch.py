@@ -71,6 +71,7 @@ def test_transforms(function):
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.either_way
 @EVERY_FUNCTION
 def test_compiled(function):
     """One graph, of values and gradients."""
@@ -97,6 +98,7 @@ def test_checkpoints(function):
     torch.testing.assert_close(z.grad, once)
 
 
+@pytest.mark.either_way
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize(
     "change",

@@ -19,6 +19,7 @@ from arrays import DEVICE
 
 pytestmark = [
     pytest.mark.library("torch"),
+    pytest.mark.either_way,
     pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),  # torch's own
 ]
 

@@ -35,7 +35,8 @@ class Library:
         default asks `xp` for ``asarray`` and for the dtype of that name.
     to_list
         ``to_list(x)`` makes nested lists of an array (a number where 0-d). The default is
-        ``x.tolist()``, or reads entry by entry where arrays have no such method.
+        ``x.tolist()``, of ``x.compute()`` where arrays are lazy, or reads entry by entry where
+        arrays have no such method.
     call
         ``call(function, *arrays, **options)`` makes every call of xent_array, by default plainly.
         A compiler may be put here.
@@ -128,6 +129,8 @@ class Library:
         return self.xp.asarray(values, dtype=self.dtype(dtype))
 
     def _standard_list(self, x: Any) -> Any:
+        if hasattr(x, "compute"):  # lazy, as dask's: once, not for each of its entries
+            x = x.compute()
         if hasattr(x, "tolist"):
             return x.tolist()
         return _entries(x, tuple(x.shape), (), _kind(self.dtype_name(x.dtype)))
