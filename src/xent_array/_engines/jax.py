@@ -21,6 +21,7 @@ from xent_array._backends import Memory
 from xent_array._backends.jax import are_few
 from xent_array._batch import Arrays, Batch, apart, arrays_of, laid_out, together
 from xent_array._engines._jax_buffers import evaluate_in_buffers, lent
+from xent_array._engines._jax_falls import falls_along
 from xent_array._evaluate import Result
 from xent_array._namespace import Array
 from xent_array._normalized import changed
@@ -89,7 +90,7 @@ def _few_read_as(batch: Batch) -> tuple[Memory, bool]:
 
 
 def _is_plain(batch: Batch) -> bool:
-    """Whether loops and kernels may take the rows: there is no mesh, and no symbol for a length."""
+    """Whether loops, kernels and primitives may take rows: no mesh, and no symbol for a length."""
     meshes = [jax.typeof(x).sharding.mesh for x in arrays_of(batch) if isinstance(x, jax.Array)]
     on_none = all(mesh.empty for mesh in (jax.sharding.get_abstract_mesh(), *meshes))
     return on_none and isinstance(batch.logits.size, int)
@@ -149,16 +150,19 @@ def _loss_jvp(call: Batch, primals: Any, tangents: Any) -> Any:
     if call.return_stats or not all(isinstance(x, SymbolicZero) for x in others):
         return derived(functools.partial(_value, call), primals, tangents)
     loss, grad, _ = _loss_and_grad(call, arrays)
-    falls = jnp.sum(grad * jnp.astype(directions.logits, grad.dtype), axis=call.axis)
-    slope = _counted(together(call, arrays), falls)
+    direction = jnp.astype(directions.logits, grad.dtype)
+    slope = _slope(together(call, arrays), grad, direction)
     if call.reduction != "none":
         slope = jnp.sum(slope)
     return Result(loss, None, None), Result(jnp.astype(slope, loss.dtype), None, None)
 
 
-def _counted(batch: Batch, falls: Array) -> Array:
-    """What there is of each row, 0 in those that do not count, wherever they are moved to."""
+def _slope(batch: Batch, grad: Array, direction: Array) -> Array:
+    """How far each row's loss falls; 0 in those that do not count, wherever they are moved to."""
     kept = rows_of(laid_out(batch), (...,)).kept
+    if kept is not None and _is_plain(batch):
+        return falls_along(direction, grad, kept[..., 0], batch.axis)
+    falls = jnp.sum(grad * direction, axis=batch.axis)
     return falls if kept is None else jnp.where(kept[..., 0], falls, 0.0)
 
 
