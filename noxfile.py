@@ -41,9 +41,6 @@ QUICK_TO_COMPILE = {
     " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 }
 
-#: Most modules of what is installed are never imported, and need not be compiled for it.
-UNCOMPILED = "--no-compile"
-
 
 def interpreters() -> list[str]:
     """Find the Pythons this machine has of those the package is for, pyenv's among them."""
@@ -68,7 +65,7 @@ def groups(*names: str) -> list[str]:
 
 def install(session: nox.Session, *names: str) -> None:
     """Install dependency groups and the package itself, in one go so that all pins are seen."""
-    session.install(UNCOMPILED, *groups(*names), ".")
+    session.install(*groups(*names), ".")
 
 
 def conformance(session: nox.Session, namespace: str) -> None:
@@ -111,7 +108,7 @@ def tests_on(session: nox.Session, library: str, options: list[str]) -> None:
 @nox.parametrize("backend", BACKENDS)
 def imports(session: nox.Session, backend: str) -> None:
     """Use one array library with nothing else installed: the self-check and the conformance kit."""
-    session.install(UNCOMPILED, *groups(backend), ".[testing]")
+    session.install(*groups(backend), ".[testing]")
     session.run("python", *WARNINGS, "-m", "xent_array")
     conformance(session, NAMESPACES[backend])
 

@@ -93,7 +93,7 @@ print(time.process_time() - start)
 
 def test_importing_is_quick():
     """Under 50 ms of the processor beyond array-api-compat, in the best of three."""
-    assert min(float(run("-c", IMPORT_TIME).stdout) for _ in range(3)) < 0.05
+    assert any(float(run("-c", IMPORT_TIME).stdout) < 0.05 for _ in range(3))
 
 
 def test_public_names_are_complete():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 T = TypeVar("T")
 
@@ -106,6 +108,9 @@ def _start(task: Callable[[], None], threads: int) -> None:
 
 def _shared_pool() -> ThreadPoolExecutor:
     global _pool  # noqa: PLW0603
+    # It brings more modules than all of this package, which a program may never need.
+    from concurrent.futures import ThreadPoolExecutor
+
     with _making:
         if _pool is None:
             _pool = ThreadPoolExecutor(max(available() - 1, 1), "xent_array")
