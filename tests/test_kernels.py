@@ -277,6 +277,20 @@ def test_every_half_number_is_widened_exactly(dtype, bits):
     np.testing.assert_array_equal(wide, every.view(dtype).astype(np.float32))
 
 
+def test_subnormal_float16_is_widened_by_threads_that_flush_subnormals():
+    """Threads of JAX's do, and others where torch is told to: for those it is normal in float32."""
+    torch = pytest.importorskip("torch")
+    every = np.arange(1 << 16, dtype=np.uint16)
+    expected = every.view(np.float16).astype(np.float32)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("no flushing of subnormals on this processor")
+    try:
+        wide = each(_arithmetic.widen, every, np.empty(1 << 16, np.float32))
+    finally:
+        torch.set_flush_denormal(False)
+    np.testing.assert_array_equal(wide, expected)
+
+
 @pytest.mark.parametrize(("dtype", "bits"), [(np.float16, np.uint16), (BFLOAT16, np.int16)])
 def test_numbers_are_narrowed_to_the_nearest_half(dtype, bits):
     """Ties to even; subnormals, infinities and NaN among them."""

@@ -1,9 +1,12 @@
 """softmax, log_softmax and logsumexp on JAX arrays, under its transforms."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
 import xent_array
+from xent_array import _kernels
 
 jax = pytest.importorskip("jax")
 
@@ -77,3 +80,19 @@ def test_confident_rows_have_small_derivatives(function):
     (passed,) = jax.vjp(call, z)[1](one)
     np.testing.assert_allclose(passed[0], exact[0], rtol=1e-6)
     np.testing.assert_allclose(change[0], exact[:, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("classes", [8, 24, 40])
+def test_rows_with_nan_have_no_logsumexp(classes, kernels):
+    """Nor do those with +inf beside it: a maximum of XLA's for the CPU loses NaNs."""
+    x = np.zeros((10_007, classes), np.float32)
+    x[:, -1] = np.nan
+    x[::2, 3], x[::3, 2] = np.inf, -np.inf
+    z = jax.numpy.asarray(x)
+    with contextlib.nullcontext() if kernels else _kernels.disabled():
+        found = xent_array.logsumexp(z)
+        target = jax.numpy.zeros(len(x), jax.numpy.int32)
+        stats = xent_array.cross_entropy(z, target, return_stats=True)[1]
+    assert np.isnan(np.asarray(found)).all()
+    assert np.isnan(np.asarray(stats.lse)).all()

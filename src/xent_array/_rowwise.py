@@ -79,12 +79,15 @@ def read_slab(
     counts = counted(xp, rows, given) if batch.differentiable else given
     part, scale = transformed(batch, counts), scale_below_top(batch)
     seen = spread(backend, part, scale, slab=slab, differentiable=batch.differentiable)
-    numbers = FourNumbers(seen.top, seen.rest, *rows.weigh(seen, classes))
+    top = seen.top
+    if batch.return_stats or isinstance(rows, NoRows):  # a loss is NaN whatever the top is
+        top = backend.row_max_with_nan(top, part)
+    numbers = FourNumbers(top, seen.rest, *rows.weigh(seen, classes))
     if not batch.return_stats:
         return Slab(numbers, None, None), seen
     if counts is not given:
         part = transformed(batch, given)
-    prediction = Greatest(seen.top, backend.row_argmax(part) + classes.start)
+    prediction = Greatest(top, backend.row_argmax(part) + classes.start)
     label = None
     if isinstance(rows, ProbabilityRows):
         p = slab_of(rows.probabilities, classes)

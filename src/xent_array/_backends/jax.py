@@ -102,6 +102,10 @@ class Backend(Standard):
             raise TypeError(f"{chosen} needs 64-bit numbers, which jax_enable_x64 switches on")
         return chosen
 
+    def row_max_with_nan(self, top: Array, x: Array) -> Array:
+        # XLA for the CPU loses NaNs of a maximum that it takes in vectors.
+        return jnp.where(jnp.any(jnp.isnan(x), axis=-1, keepdims=True), jnp.nan, top)
+
     def row_sum(self, x: Array) -> Array:
         total = jnp.sum(x, axis=-1, keepdims=True)  # XLA sums as a tree
         return _kept_apart(total) if are_few(x.shape[-1]) else total

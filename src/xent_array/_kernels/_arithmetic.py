@@ -124,12 +124,14 @@ def _widen(x):
 
 
 def _widen_float16(x):
-    # The exponent moves from a bias of 15 to one of 127 by a product, which serves subnormals too.
-    magnitude = (i32(x) & i32(0x7FFF)) << i32(13)
-    wide = bits_of(float32_of(magnitude) * f32(2.0**112))
-    endless = magnitude | i32(0x7F800000)
-    sign = (i32(x) & i32(0x8000)) << i32(16)
-    return float32_of((endless if magnitude >= i32(0x0F800000) else wide) | sign)
+    # The exponent moves from a bias of 15 to one of 127. Subnormals are so many times 2^-24: as
+    # subnormals of float32 they would be 0 to a thread that flushes those.
+    magnitude, sign = i32(x) & i32(0x7FFF), (i32(x) & i32(0x8000)) << i32(16)
+    normal = (magnitude << i32(13)) + i32(112 << 23)
+    small = bits_of(f32(magnitude) * f32(2.0**-24))
+    endless = (magnitude << i32(13)) | i32(0x7F800000)
+    wide = small if magnitude < i32(0x0400) else normal
+    return float32_of((endless if magnitude >= i32(0x7C00) else wide) | sign)
 
 
 @overload(narrow, jit_options=EXACT)
