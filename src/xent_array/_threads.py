@@ -108,11 +108,11 @@ def _start(task: Callable[[], None], threads: int) -> None:
 
 def _shared_pool() -> ThreadPoolExecutor:
     global _pool  # noqa: PLW0603
-    # It brings more modules than all of this package, which a program may never need.
-    from concurrent.futures import ThreadPoolExecutor
-
     with _making:
         if _pool is None:
+            # It brings more modules than all of this package, which a program may never need.
+            from concurrent.futures import ThreadPoolExecutor
+
             _pool = ThreadPoolExecutor(max(available() - 1, 1), "xent_array")
         return _pool
 

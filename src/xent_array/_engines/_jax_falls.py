@@ -21,13 +21,14 @@ from jax.interpreters import ad, batching, mlir
 from xent_array._namespace import Array
 
 
-def falls_along(direction: Array, grad: Array, kept: Array, axis: int) -> Array:
+def falls_along(direction: Array, grad: Array, kept: Array, *, axis: int) -> Array:
     """How far the loss of each row falls; 0 in rows that are not kept, whose gradient is 0."""
     found: Array = _falls.bind(direction, grad, kept, axis=axis)
     return found
 
 
-def _code(direction: Array, grad: Array, kept: Array, *, axis: int) -> Array:
+def plain_falls(direction: Array, grad: Array, kept: Array, *, axis: int) -> Array:
+    """The same, with the transpose that JAX makes of it."""
     return jnp.where(kept, jnp.sum(grad * direction, axis=axis), 0.0)
 
 
@@ -39,10 +40,10 @@ def _derived(given: Sequence[Array], changes: Any, *, axis: int) -> Any:
     (direction, grad, kept), (of_direction, of_grad, _) = given, changes
     found = []
     if type(of_direction) is not ad.Zero:
-        found.append(falls_along(of_direction, grad, kept, axis))
+        found.append(falls_along(of_direction, grad, kept, axis=axis))
     if type(of_grad) is not ad.Zero:
-        found.append(_code(direction, of_grad, kept, axis=axis))
-    return falls_along(direction, grad, kept, axis), sum(found[1:], found[0])
+        found.append(plain_falls(direction, of_grad, kept, axis=axis))
+    return falls_along(direction, grad, kept, axis=axis), sum(found[1:], found[0])
 
 
 def _transposed(upstream: Any, _: Any, grad: Array, kept: Array, *, axis: int) -> list[Any]:
@@ -53,13 +54,13 @@ def _transposed(upstream: Any, _: Any, grad: Array, kept: Array, *, axis: int) -
 
 
 def _many(given: Sequence[Array], axes: Any, *, axis: int) -> Any:
-    return jax.vmap(functools.partial(_code, axis=axis), in_axes=axes)(*given), 0
+    return jax.vmap(functools.partial(plain_falls, axis=axis), in_axes=axes)(*given), 0
 
 
 _falls = Primitive("xent_array_falls")
-_falls.def_impl(_code)
+_falls.def_impl(plain_falls)
 _falls.def_abstract_eval(_result)
-mlir.register_lowering(_falls, mlir.lower_fun(_code, multiple_results=False))
+mlir.register_lowering(_falls, mlir.lower_fun(plain_falls, multiple_results=False))
 ad.primitive_jvps[_falls] = _derived
 ad.primitive_transposes[_falls] = _transposed
 batching.primitive_batchers[_falls] = _many

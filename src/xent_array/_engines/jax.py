@@ -21,7 +21,7 @@ from xent_array._backends import Memory
 from xent_array._backends.jax import are_few
 from xent_array._batch import Arrays, Batch, apart, arrays_of, laid_out, together
 from xent_array._engines._jax_buffers import evaluate_in_buffers, lent
-from xent_array._engines._jax_falls import falls_along
+from xent_array._engines._jax_falls import falls_along, plain_falls
 from xent_array._evaluate import Result
 from xent_array._namespace import Array
 from xent_array._normalized import changed
@@ -160,10 +160,10 @@ def _loss_jvp(call: Batch, primals: Any, tangents: Any) -> Any:
 def _slope(batch: Batch, grad: Array, direction: Array) -> Array:
     """How far each row's loss falls; 0 in those that do not count, wherever they are moved to."""
     kept = rows_of(laid_out(batch), (...,)).kept
-    if kept is not None and _is_plain(batch):
-        return falls_along(direction, grad, kept[..., 0], batch.axis)
-    falls = jnp.sum(grad * direction, axis=batch.axis)
-    return falls if kept is None else jnp.where(kept[..., 0], falls, 0.0)
+    if kept is None:
+        return jnp.sum(grad * direction, axis=batch.axis)
+    falls = falls_along if _is_plain(batch) else plain_falls
+    return falls(direction, grad, kept[..., 0], axis=batch.axis)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
