@@ -251,6 +251,9 @@ for dtype in (np.float32, np.float64, np.float16):
                 target = np.zeros(rows, int)
                 cross_entropy(z, target, reduction="sum", label_smoothing=0.1, return_stats=True)
                 cross_entropy_and_grad(z, target, reduction="sum", out=out)
+                p = guarded(rows, classes, dtype, at_end)
+                cross_entropy(z, p, reduction="sum", label_smoothing=0.1, return_stats=True)
+                cross_entropy_and_grad(z, p, reduction="sum", out=out)
 """
 
 
@@ -369,13 +372,13 @@ def test_one_compilation_serves_every_layout():
     target = np.zeros(200, int)
     xent_array.cross_entropy_and_grad(z, target)
     xent_array.cross_entropy_and_grad(z.T[:64].T, target)
-    before = len(_rows.along.signatures) + len(_rows.across.signatures)
+    compiled = sum(len(run.signatures) for run in _rows.RUN.values())
     z.flags.writeable = target.flags.writeable = False
     for view in (z, z[::2], z[:, ::2], np.asfortranarray(z), z[:, :20], z[None]):
         rows = np.zeros(view.shape[:-1], int)
         rows.flags.writeable = False
         xent_array.cross_entropy_and_grad(view, rows, axis=-1)
-    assert len(_rows.along.signatures) + len(_rows.across.signatures) == before
+    assert sum(len(run.signatures) for run in _rows.RUN.values()) == compiled
 
 
 def test_a_disk_that_takes_nothing_is_no_obstacle(monkeypatch):

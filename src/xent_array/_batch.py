@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from xent_array._backends import Memory, Standard
-from xent_array._kernels import Kernels
+from xent_array._kernels import Kernels, SoftKernels
 from xent_array._namespace import Array
 from xent_array._options import OnEmpty, Reduction
 from xent_array._rows import classes_last, row_shape
@@ -192,8 +192,13 @@ def laid_out(batch: Batch) -> Batch:
 
 def with_kernels(batch: Batch) -> Batch:
     """The same batch, read by kernels where there are any for it."""
-    reads = suits_kernels(batch)
-    return batch._replace(kernels=batch.backend.kernels(batch.logits) if reads else None)
+    logits, target = batch.logits, batch.target
+    kernels = batch.backend.kernels(logits) if suits_kernels(batch) else None
+    if isinstance(target, ProbabilityTarget) and not (
+        isinstance(kernels, SoftKernels) and kernels.reads_soft(logits, target.array)
+    ):
+        kernels = None
+    return batch._replace(kernels=kernels)
 
 
 def serial(batch: Batch) -> Batch:
@@ -204,7 +209,6 @@ def serial(batch: Batch) -> Batch:
 
 def suits_kernels(batch: Batch) -> bool:
     """Whether kernels know what a call asks for."""
-    target, scale = batch.target, batch.logit_scale
-    if type(target) is ProbabilityTarget or batch.softcap is not None:
-        return False
-    return type(scale) is float and scale > 0.0  # which is applied below the top
+    scale = batch.logit_scale
+    # A positive number is applied below the top.
+    return batch.softcap is None and type(scale) is float and scale > 0.0

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from xent_array._batch import Batch
 from xent_array._blocks import slab_of
+from xent_array._kernels import SoftKernels
 from xent_array._namespace import Array
 from xent_array._row_blocks import RowIndex
 from xent_array._rowwise import Reading, counted, factor_of, lse_of, scale_below_top, transformed
@@ -59,10 +60,23 @@ def times_upstream(xp: Any, grad: Array, upstream: Array) -> Array:
 
 def _write_by_kernel(batch: Batch, z: Array, reading: Reading, pull: Pull, into: Array) -> None:
     backend, rows, seen = batch.backend, reading.rows, reading.seen
-    assert not isinstance(rows, ProbabilityRows)
     assert not isinstance(seen, Spread)
     assert batch.kernels is not None
     top = reading.slab.numbers.top
+    if isinstance(rows, ProbabilityRows):
+        assert isinstance(batch.kernels, SoftKernels)
+        batch.kernels.soft_grad(
+            z,
+            into,
+            rows.soft(),
+            batch.logit_scale,
+            top=top,
+            rest=pull.rest,
+            total=pull.mass + pull.excess,
+            factor=pull.factor,
+            kept=rows.kept,
+        )
+        return
     if seen is None:
         picked = backend.cast(backend.gather(z, rows.index), batch.compute_dtype) - top
         seen = Glance(top, pull.rest, times(batch.logit_scale, picked))

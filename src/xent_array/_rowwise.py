@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from xent_array._batch import Batch
 from xent_array._blocks import slab_of
+from xent_array._kernels import SoftKernels
 from xent_array._namespace import Array
 from xent_array._row_blocks import RowIndex
 from xent_array._stats import (
@@ -68,9 +69,9 @@ def read(batch: Batch, block: RowIndex, slabs: list[slice]) -> Reading:
 
 def read_slab(
     batch: Batch, block: RowIndex, rows: TargetRows, classes: slice, *, slab: bool
-) -> tuple[Slab, Spread | Glance]:
+) -> tuple[Slab, Spread | Glance | None]:
     """Read a `slab` of the classes of a block, or all of them."""
-    if batch.kernels is not None and not isinstance(rows, ProbabilityRows):
+    if batch.kernels is not None:
         return _read_by_kernel(batch, batch.logits[block], rows, classes)
     backend, xp = batch.backend, batch.backend.xp
     given = backend.cast(slab_of(batch.logits[block], classes), batch.compute_dtype)
@@ -96,19 +97,22 @@ def read_slab(
 
 
 def _read_by_kernel(
-    batch: Batch, z: Array, rows: IndexRows | NoRows, classes: slice
-) -> tuple[Slab, Glance]:
+    batch: Batch, z: Array, rows: TargetRows, classes: slice
+) -> tuple[Slab, Glance | None]:
     """Read whole rows by a kernel."""
-    assert batch.kernels is not None
-    top, rest, picked, fall, argmax = batch.kernels.row_stats(
-        z,
-        rows.index,
-        rows.q.even_share(),
-        batch.logit_scale,
-        batch.compute_dtype,
-        argmax=batch.return_stats,
+    kernels, scale, dtype = batch.kernels, batch.logit_scale, batch.compute_dtype
+    assert kernels is not None
+    if isinstance(rows, ProbabilityRows):
+        assert isinstance(kernels, SoftKernels)
+        top, rest, mass, fall, argmax, label = kernels.soft_stats(
+            z, rows.soft(), scale, dtype, argmax=batch.return_stats
+        )
+        greatest = [None if x is None else Greatest(top, x) for x in (argmax, label)]
+        return Slab(FourNumbers(top, rest, mass, fall), *greatest), None
+    top, rest, picked, share, argmax = kernels.row_stats(
+        z, rows.index, rows.q.even_share(), scale, dtype, argmax=batch.return_stats
     )
-    seen = Glance(top, rest, picked, fall)
+    seen = Glance(top, rest, picked, share)
     numbers = FourNumbers(top, rest, *rows.weigh(seen, classes))
     return Slab(numbers, None if argmax is None else Greatest(top, argmax), None), seen
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from xent_array._backends import Standard
 from xent_array._blocks import slab_of
+from xent_array._kernels import Soft
 from xent_array._namespace import Array
 from xent_array._row_blocks import RowIndex
 from xent_array._stats import Glance, Scalar, Spread, leads, times, weighted
@@ -216,6 +217,11 @@ class ProbabilityTarget(NamedTuple):
     array: Array
 
     @property
+    def found(self) -> tuple[Any, ...]:
+        """Nothing: no look is taken at probabilities."""
+        return ()
+
+    @property
     def column(self) -> Array:
         """What there is of each row."""
         return self.array
@@ -254,6 +260,16 @@ class ProbabilityRows(NamedTuple):
         apart = ((total - wanted) - wanted * row.rest) * inverse
         is_leading = leads(exps, row.rest)
         return xp.where(is_leading, apart, exps * (total * inverse) - wanted) * row.factor
+
+    def soft(self) -> Soft:
+        """What a kernel is to read of them."""
+        q = self.q
+        if not q.is_smooth and q.weight is None:
+            return Soft(self.probabilities, None, None)
+        times, plus = 1.0 - q.smoothing, q.smoothing / q.classes
+        if q.weight is None:
+            return Soft(self.probabilities, times, plus)
+        return Soft(self.probabilities, times * q.weight, plus * q.weight)
 
     def _wanted(self, dtype: Any, classes: slice) -> Array:
         q = self.q

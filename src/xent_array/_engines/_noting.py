@@ -17,7 +17,6 @@ from xent_array._kernels import Kernels
 from xent_array._kernels.columns import CLASSES, ONE, ROWS, Column, Flat
 from xent_array._namespace import Array, dtype_name
 from xent_array._rowwise import Stats
-from xent_array._wanted import ProbabilityTarget
 
 
 class _Words:
@@ -188,7 +187,6 @@ def planned(work: Work, batch: Batch, find: Callable[[], Any]) -> Any:
     plans = batch.plans
     if plans is None:
         return find()
-    assert not isinstance(batch.target, ProbabilityTarget)
     key = work, batch.target.found
     plan = plans.get(key)
     if plan is None:

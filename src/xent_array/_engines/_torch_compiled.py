@@ -22,7 +22,7 @@ from xent_array._engines._torch_operands import packed, unpacked
 from xent_array._evaluate import Kept, Result
 from xent_array._rows import row_shape
 from xent_array._rowwise import Stats
-from xent_array._wanted import IndexRows, IndexTarget, NoTarget, Smoothing
+from xent_array._wanted import IndexRows, IndexTarget, Smoothing
 
 #: Bytes of logits from which on an operator is faster than array code as a compiler makes it, which
 #: may be one with what comes before it. A guess for GPUs.
@@ -45,7 +45,7 @@ def serves(batch: Batch) -> bool:
     """
     if not is_compiled() or forward_ad._current_level >= 0 or not suits_kernels(batch):
         return False
-    if isinstance(batch.target, NoTarget):  # what comes next is one loop with it, if it is traced
+    if not isinstance(batch.target, IndexTarget):  # what comes next is one loop with softmax
         return False
     logits, device = batch.logits, batch.logits.device.type
     if device not in WORTH_A_CALL or logits.numel() * logits.itemsize < WORTH_A_CALL[device]:

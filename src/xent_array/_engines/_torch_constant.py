@@ -91,18 +91,22 @@ def grad_of_kept(batch: Batch, kept: Kept) -> torch.Tensor:
     """The derivatives by the logits of a loss that was evaluated before."""
     host = _in_numpy(batch)
     if host is None:
-        by_kernels = kept.seen[3] is not None  # else the loss was torch's, and all that it kept
-        engine = of_memory(batch) if by_kernels else _evaluate
+        engine = of_memory(batch) if _suffices(kept) else _evaluate
         derived: torch.Tensor = engine.grad_of_kept(batch, kept)
         return derived
     out: torch.Tensor = room_for_gradient(batch)
     seen = [None if x is None else numpy_view(x) for x in kept.seen]
-    if seen[3] is None:  # no kernel read the rows, and none can go on
+    if not _suffices(kept):
         host = host._replace(kernels=None)
     # The loss may have been torch's, where something watched it.
     divisor = float(kept.divisor)
     of_memory(host).grad_of_kept(with_out(host, numpy_view(out)), Kept(seen, divisor))
     return out
+
+
+def _suffices(kept: Kept) -> bool:
+    """Whether kernels can go on with what was kept, by one of them or by torch."""
+    return any(x is not None for x in kept.seen[2:])
 
 
 def owned(x: torch.Tensor) -> torch.Tensor:

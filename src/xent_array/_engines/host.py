@@ -61,15 +61,17 @@ def _run(work: Work, batch: Batch, kept: Kept | None, out: Array | None) -> list
     held = arrays_of(batch)
     if type(held.denominator) is float:  # another one in every call
         held = held._replace(denominator=np.asarray(held.denominator))
+    laid = laid_out(batch)
+    p = laid.target.array if _is_soft(batch) else None
     arrays: tuple[Any, ...] = held[1:]
     if kept is not None:
         arrays = (*arrays, *kept.seen, np.asarray(kept.divisor))
     written = planned(work, batch, lambda: _found(work, batch, arrays, out))
     into = out if out is None else classes_last(batch.backend, out, batch.axis)
-    z = laid_out(batch).logits
+    z = laid.logits
     given = {name: arrays[place] for place, name in written.given}
     given["rows"] = max(math.prod(batch.shape), 1)
-    found = kernels.run(written.program, z, z if into is None else into, given)
+    found = kernels.run(written.program, z, z if into is None else into, given, p)
     return [_told(x, found, batch.shape) if type(x) is _Output else x for x in written.results]
 
 
@@ -83,14 +85,18 @@ def _found(work: Work, batch: Batch, arrays: tuple[Any, ...], out: Array | None)
     return written
 
 
+def _is_soft(batch: Batch) -> bool:
+    return type(batch.target) is ProbabilityTarget
+
+
 value, value_and_grad, probabilities, value_to_differentiate, grad_of_kept = evaluations(_run)
 
 
 def _signature(work: Work, batch: Batch, arrays: tuple[Any, ...]) -> Any:
     """A hashable key: calls of the same one run the same program, whatever their shape and axis."""
-    assert not isinstance(batch.target, ProbabilityTarget)
     return (
         work,
+        type(batch.target),
         batch.compute_dtype,
         batch.result_dtype,
         batch.reduction,
@@ -123,9 +129,11 @@ _NAMES = ("index", *Arrays._fields[2:], *KEPT)
 
 def _write(work: Work, batch: Batch, arrays: tuple[Any, ...], out: Array | None) -> _Written:
     """Evaluate a batch on columns, and write down what that takes."""
-    steps = Steps(dtype_name(batch.compute_dtype))
+    steps, soft = Steps(dtype_name(batch.compute_dtype)), _is_soft(batch)
 
-    def column(name: str, _: Array, extent: str) -> Column:
+    def column(name: str, _: Array, extent: str) -> Any:
+        if soft and name == "target":
+            return logits  # rows as well, which kernels alone look at
         kind = {"target": WHOLE, "where": TRUTH}.get(name, REAL)
         return steps.given("index" if name == "target" else name, kind, extent)
 
@@ -148,6 +156,6 @@ def _write(work: Work, batch: Batch, arrays: tuple[Any, ...], out: Array | None)
     given = [
         (place, name)
         for place, name in enumerate(_NAMES[: len(arrays)])
-        if type(arrays[place]) not in NUMBERS
+        if type(arrays[place]) not in NUMBERS and not (soft and name == "index")
     ]
     return _Written(steps.program(columns), given, results)

@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from xent_array._namespace import Array
 
@@ -31,6 +31,28 @@ class RowStats(NamedTuple):
     picked: Array  # scale·(z - top) at the index
     fall: Array | None  # the sum of weight·scale·(z - top)
     argmax: Array | None  # the class of the greatest logit, the lowest among ties
+
+
+class Soft(NamedTuple):
+    """A target of rows of probabilities, and what is wanted by them: p·times + plus.
+
+    Both are of each class, or of all; None: p itself is wanted.
+    """
+
+    p: Array
+    times: Array | float | None
+    plus: Array | float | None
+
+
+class SoftStats(NamedTuple):
+    """What a kernel finds in rows with such a target; class axes have length one."""
+
+    top: Array
+    rest: Array
+    mass: Array  # the sum of q, what is wanted
+    fall: Array  # the sum of q·scale·(z - top)
+    argmax: Array | None  # the class of the greatest logit, the lowest among ties
+    label: Array | None  # and that of the greatest probability
 
 
 class Kernels(Protocol):
@@ -80,6 +102,37 @@ class Kernels(Protocol):
         `even` may be one number for all rows, and `index` as above; without a `weight` that of each
         class is 1. Rows that are not kept become 0. `into` may be `z`; numbers of rows have a class
         axis of length one.
+        """
+
+
+@runtime_checkable
+class SoftKernels(Kernels, Protocol):
+    """The same for targets of rows of probabilities too."""
+
+    def reads_soft(self, z: Array, p: Array) -> bool:
+        """Whether such rows of logits can be read with such rows of probabilities."""
+
+    def soft_stats(
+        self, z: Array, soft: Soft, scale: float, dtype: Any, *, argmax: bool
+    ) -> SoftStats:
+        """Read rows of logits and of probabilities; the classes if `argmax` is asked for."""
+
+    def soft_grad(
+        self,
+        z: Array,
+        into: Array,
+        soft: Soft,
+        scale: float,
+        *,
+        top: Array,
+        rest: Array,
+        total: Array,
+        factor: Array | float,
+        kept: Array | None,
+    ) -> None:
+        """Write what `ProbabilityRows.gradient` says, `total` being mass and excess.
+
+        Rows that are not kept become 0. `into` may be `z`, but not the probabilities.
         """
 
 

@@ -87,6 +87,51 @@ def sum_weighted(x, weight, top, scale):
     return total
 
 
+@numba.njit(nogil=True, **ANY_ORDER)
+def sum_wanted(x, wanted, top, scale):
+    """The sums of q and of q·s·(z - top), of adjacent entries of one row."""
+    mass = fall = nothing = wanted.dtype.type(0)
+    for k in range(len(x)):
+        q, below = wanted[k], scale * (widen(x[k]) - top)
+        mass += q
+        fall += nothing if (q == nothing) & (below == -np.inf) else q * below
+    return mass, fall
+
+
+@compiled
+def want(wanted, p, times, plus):
+    """What a row wants of adjacent classes: p·times + plus, or p alone."""
+    widen_to(wanted, p)
+    if times.size:
+        for k in range(len(p)):
+            wanted[k] = wanted[k] * times[k] + plus[k]
+
+
+@compiled
+def expose(exps, x, top, scale):
+    """The exponentials of adjacent entries of one row."""
+    for k in range(len(x)):
+        exps[k] = exp(scale * (widen(x[k]) - top))
+
+
+@compiled
+def expose_each(exps, x, top, scale):
+    """The exponentials of an entry of each row."""
+    for k in range(LANES):
+        exps[k] = exp(scale * (x[k] - top[k]))
+
+
+@compiled
+def soften(slope, exps, wanted, rest, total, factor):
+    """Derivatives where every class is wanted: `ProbabilityRows.gradient` tells why these."""
+    half, one = slope.dtype.type(0.5), slope.dtype.type(1)
+    for k in range(LANES):
+        q, inverse = wanted[k], one / (one + rest[k])
+        leading = ((total[k] - q) - q * rest[k]) * inverse
+        follower = exps[k] * (total[k] * inverse) - q
+        slope[k] = (leading if exps[k] > half + rest[k] else follower) * factor[k]
+
+
 @compiled
 def differentiate(slope, x, top, scale, pull, share, logarithm):
     """Derivatives, in memory of their own: LLVM makes no vectors of what may overlap."""
@@ -110,6 +155,12 @@ def multiply_each(slope, exps, pull, share):
     """The same with a factor for each, in memory of their own."""
     for k in range(LANES):
         slope[k] = exps[k] * pull[k] - share[k]
+
+
+@compiled
+def clear(to):
+    for k in range(len(to)):
+        to[k] = 0
 
 
 @compiled
@@ -162,6 +213,12 @@ def agreed(top, rest):
     """Top and rest, both NaN where a logit is, which no maximum shows; rest if top is infinite."""
     top += rest - rest
     return top, rest + (top - top)
+
+
+@compiled
+def label_of(p, like):
+    """Where a row of probabilities has its greatest, or its first NaN."""
+    return argmax_of(p, greatest(p, like), like.dtype.type(np.nan))
 
 
 @compiled

@@ -75,20 +75,22 @@ ROWS, CLASSES, ONE = range(3)
 #: `looks`, `writes`, whether it reads rows, and whether it writes their gradients;
 #: `fall`, the vector of class weights in the sum of weight·scale·(z - top), or -1: no such sum;
 #: `even`, the vector of class weights that shares of smoothing are times, or -1: no smoothing;
+#: `times` and `plus`, the vectors that make of probabilities what is wanted of each class, or -1;
 #: `argmax`, whether the class of the greatest logit is asked for;
 #: `keeps`, whether there are rows that do not count;
 #: `logarithm`, whether it is the softmax's that is written;
 #: `adds`, the sums that it adds to, a bit for each.
+VECTORS = ("fall", "even", "times", "plus")
 FIELDS = (
     *("extent", "start", "look", "write", "stop", "looks", "writes"),
-    *("fall", "even", "argmax", "keeps", "logarithm", "adds"),
+    *(*VECTORS, "argmax", "keeps", "logarithm", "adds"),
 )
 SEGMENT = np.dtype([(name, np.int64) for name in FIELDS])
 
 #: The registers of what kernels find in rows, and of what they make gradients of; the first of
 #: those that are free.
-TOP, REST, PICKED, FALL, PULL, EVEN, CHOSEN, FREE = range(8)
-INDEX, ARGMAX, KEPT, WHOLE_FREE = range(4)
+TOP, REST, PICKED, FALL, MASS, PULL, EVEN, CHOSEN, TOTAL, FACTOR, FREE = range(11)
+INDEX, ARGMAX, LABEL, KEPT, WHOLE_FREE = range(5)
 
 
 @compiled
@@ -96,7 +98,7 @@ def carry_out(code, start, stop, n, places, registers, added, memory):
     """Do some steps with `n` rows, found at one place in what is given, at another in results."""
     reals, wholes = registers
     at, to_at = places
-    index, mask, given, weight, vectors, sums, results, whole_results, finals = memory
+    index, mask, given, weights, vectors, sums, results, whole_results, finals = memory
     for step in code[start:stop]:
         operation, to, a, b, c = step.operation, step.to, step.a, step.b, step.c
         # What an operation does not have is never looked at.
@@ -104,7 +106,7 @@ def carry_out(code, start, stop, n, places, registers, added, memory):
         x, y, z = line(reals, a, 0, n), line(reals, b, 0, n), line(reals, c, 0, n)
         u, v, w = line(wholes, a, 0, n), line(wholes, b, 0, n), line(wholes, c, 0, n)
         if operation < Operation.RESULT:
-            read(operation, real, whole, a, v, at, index, mask, given, weight, vectors, sums)
+            read(operation, real, whole, a, v, at, index, mask, given, weights, vectors, sums)
         elif operation < Operation.COPY:
             write(operation, to, x, u, to_at, results, whole_results, finals, vectors, added)
         elif operation < Operation.FINITE:
@@ -114,7 +116,7 @@ def carry_out(code, start, stop, n, places, registers, added, memory):
 
 
 @compiled
-def read(operation, real, whole, a, v, at, index, mask, given, weight, vectors, sums):
+def read(operation, real, whole, a, v, at, index, mask, given, weights, vectors, sums):
     if operation == Operation.INDEX:
         load(whole, index, at)
     elif operation == Operation.MASK:
@@ -122,7 +124,7 @@ def read(operation, real, whole, a, v, at, index, mask, given, weight, vectors, 
     elif operation == Operation.GIVEN:
         load(real, given[a], at)
     elif operation == Operation.WEIGHT:
-        load(real, weight, at)
+        load(real, weights[a], at)
     elif operation == Operation.TAKEN:
         vector = vectors[a]
         for k in range(len(real)):

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xent_array._kernels import RowStats, _rows
+from xent_array._kernels import RowStats, Soft, SoftStats, _rows
 from xent_array._kernels._lanes import LANES
 from xent_array._kernels._machine import ROWS as OF_ROWS
 from xent_array._kernels.columns import CLASSES, REAL, ROWS, TRUTH, WHOLE
 from xent_array._kernels.layouts import (
     Places,
+    Rows,
     Share,
     Work,
     along_classes,
@@ -123,29 +124,68 @@ class Kernels(NamedTuple):
         program = _grad_program(top.dtype.name, scale, frozenset(given), logarithm=logarithm)
         self.run(program, z, into, given)
 
-    def run(self, program: Program, z: Array, into: Array, given: Given) -> list[Array]:
-        """Run a program on rows, their gradients going `into` memory.
+    def reads_soft(self, z: Array, p: Array) -> bool:
+        """Whether rows of logits can be read with such rows of probabilities."""
+        return self.serves(p) and (p.dtype.itemsize > 4) == (z.dtype.itemsize > 4)
+
+    def soft_stats(
+        self, z: Array, soft: Soft, scale: float, dtype: Any, *, argmax: bool
+    ) -> SoftStats:
+        """Read rows of logits and of probabilities; see `_kernels.Kernels`."""
+        given = _of_classes(soft, z.shape[-1], dtype)
+        program = _soft_stats_program(dtype.name, scale, scaled=bool(given), argmax=argmax)
+        found = [x.reshape((*z.shape[:-1], 1)) for x in self.run(program, z, z, given, soft.p)]
+        return SoftStats(*found, *([] if argmax else [None, None]))
+
+    def soft_grad(
+        self,
+        z: Array,
+        into: Array,
+        soft: Soft,
+        scale: float,
+        *,
+        top: Array,
+        rest: Array,
+        total: Array,
+        factor: Array | float,
+        kept: Array | None,
+    ) -> None:
+        """Write the gradients of rows; see `_kernels.Kernels`."""
+        of_classes = _of_classes(soft, z.shape[-1], top.dtype)
+        given = {"top": top, "rest": rest, "total": np.broadcast_to(total, top.shape)}
+        given["factor"] = np.broadcast_to(np.asarray(factor, top.dtype), top.shape)
+        if kept is not None:
+            given["where"] = np.broadcast_to(kept, top.shape)
+        scaled, keeps = bool(of_classes), kept is not None
+        program = _soft_grad_program(top.dtype.name, scale, scaled=scaled, kept=keeps)
+        self.run(program, z, into, {**given, **of_classes}, soft.p)
+
+    def run(
+        self, program: Program, z: Array, into: Array, given: Given, p: Array | None = None
+    ) -> list[Array]:
+        """Run a program on rows, their gradients going `into` memory; `p`, if it is a soft one.
 
         Its results have one axis, of all rows, or none.
         """
+        arrays = z, into, z if p is None else p
         rows, classes = count_rows(z), z.shape[-1]
         most = _rows_of_a_share(rows, classes * z.itemsize)
-        copied = not lie_well(z, into)
-        like = [room_for((1, classes), z.dtype)] * 2 if copied else (z, into)
+        copied = not lie_well(*arrays)
+        like = (room_for((1, classes), z.dtype),) * 3 if copied else arrays
         kernel, *how = _how(program, *like)
         memory = _memory(program, rows, classes, most, given)
 
-        def work(part: Array, to: Array, places: Places, some: Array, columns: _Columns) -> None:
-            _call(kernel, *memory_of(part), *memory_of(to), *how, *places, some, *columns, *memory)
+        def work(part: Rows, places: Places, some: Array, columns: _Columns) -> None:
+            _call(kernel, *_memory_of(part), *how, *places, some, *columns, *memory)
 
         on_rows, at_once = (on_copies(work), _rows_of_a_step(z)) if copied else (work, most)
         if z.ndim == 2 and rows <= min(most, at_once):  # small calls come here
-            on_rows(z, into, (0, 0, 0), program.segments, _columns(program, given))
+            on_rows(arrays, (0, 0, 0), program.segments, _columns(program, given))
         else:
-            parts = pieces((z, into), min(most, at_once)) if copied else strided((z, into))
+            parts = pieces(arrays, min(most, at_once)) if copied else strided(arrays)
             shares = [*dealt(parts, most, cut=not copied)]
-            nothing = np.empty((0, classes), z.dtype)
-            once = partial(work, nothing, nothing, (0, 0, 0))
+            nothing = (np.empty((0, classes), z.dtype),) * 3
+            once = partial(work, nothing, (0, 0, 0))
             self._run_shares(program, shares, given, on_rows, once)
         made = memory[-3:]
         found = [made[kind][place, ...] for kind, place in program.results]
@@ -166,10 +206,10 @@ class Kernels(NamedTuple):
 
         def do(one: Array, dealt: tuple[int, Share]) -> None:
             share, parts = dealt
-            start, stop = parts[0][-1], parts[-1][-1] + count_rows(parts[-1][0])
+            start, stop = parts[0][-1], parts[-1][-1] + count_rows(parts[-1][0][0])
             columns = _columns(program, {name: x[start:stop] for name, x in flat.items()})
-            for part, to, at in parts:
-                on_rows(part, to, (at - start, at, share), one, columns)
+            for part, at in parts:
+                on_rows(part, (at - start, at, share), one, columns)
 
         for segment in range(len(program.segments)):
             one = program.segments[segment : segment + 1]
@@ -200,13 +240,26 @@ def _rows_of_a_step(z: Array) -> int:
     return max(1, int(_STEP_BYTES // (z.shape[-1] * z.itemsize)))
 
 
-def _how(program: Program, z: Array, into: Array) -> tuple[Any, ...]:
+def _how(program: Program, z: Array, into: Array, p: Array) -> tuple[Any, ...]:
     """Which kernel reads rows, and how: how many at a time, whether it leaves exponentials."""
-    if not along_classes(z, into):
-        return _rows.across, LANES, False, False, program.scale
+    along = along_classes(z, into, p)
+    kernel = _rows.RUN[along, program.soft]
+    if not along:
+        return kernel, LANES, False, False, program.scale
     some = min(LANES, _rows_of_a_step(z))
     leaves = program.leaves and _leaves(z, into, program.numbers.dtype)
-    return _rows.along, some, leaves, z.nbytes > _FAR_BYTES, program.scale
+    return kernel, some, leaves, z.nbytes > _FAR_BYTES, program.scale
+
+
+def _memory_of(rows: Rows) -> tuple[Any, ...]:
+    """Rows as kernels take them."""
+    z, into, p = rows
+    memory = memory_of(z)
+    return (
+        *memory,
+        *(memory if into is z else memory_of(into)),
+        *(memory if p is z else memory_of(p)),
+    )
 
 
 def _columns(program: Program, given: Given) -> _Columns:
@@ -225,7 +278,7 @@ def _columns(program: Program, given: Given) -> _Columns:
 
 def _memory(program: Program, rows: int, classes: int, most: int, given: Given) -> tuple[Any, ...]:
     """What all shares of the rows have in common; the results are last."""
-    dtype, numbers, weight = program.numbers.dtype, program.numbers, given.get("weight")
+    dtype, numbers = program.numbers.dtype, program.numbers
     if program.ones:
         numbers = numbers.copy()
         for name, place in program.ones:
@@ -236,13 +289,21 @@ def _memory(program: Program, rows: int, classes: int, most: int, given: Given) 
         numbers,
         program.whole_numbers,
         program.registers,
-        _NONE[dtype] if weight is None else _line(weight, dtype),
+        _of_names(program.weights, given, dtype),
         np.empty((program.vectors, classes), dtype) if program.vectors else _NO_ROWS[dtype],
         np.zeros((-(-rows // most) or 1, 2 * program.sums)),
         np.empty((reals, rows), dtype) if reals else _NO_ROWS[dtype],
         np.empty((wholes, rows), _INDEX) if wholes else _NO_ROWS[_INDEX],
         np.empty(finals, dtype),
     )
+
+
+def _of_names(names: list[str], given: Given, dtype: Any) -> Array:
+    """What there is of classes, by name."""
+    if not names:
+        return _NO_ROWS[dtype]
+    lines = [_line(given[name], dtype)[None, :] for name in names]
+    return lines[0] if len(lines) == 1 else np.concatenate(lines)
 
 
 # --- the primitives as programs
@@ -273,6 +334,38 @@ def _grad_program(dtype: str, scale: float, names: frozenset[str], *, logarithm:
         kept=steps.given("where", TRUTH, ROWS) if "where" in names else None,
         logarithm=logarithm,
     )
+    return steps.program([])
+
+
+def _of_classes(soft: Soft, classes: int, dtype: Any) -> dict[str, Array]:
+    """What a program is given of each class."""
+    if soft.times is None:
+        return {}
+    pairs = zip(("times", "plus"), soft[1:], strict=True)
+    return {name: np.broadcast_to(np.asarray(x, dtype), (classes,)) for name, x in pairs}
+
+
+def _soft_columns(steps: Steps, *, scaled: bool) -> Soft:
+    names = ("times", "plus")
+    vectors = [steps.given(name, REAL, CLASSES) if scaled else None for name in names]
+    return Soft(None, *vectors)
+
+
+@cache
+def _soft_stats_program(dtype: str, scale: float, *, scaled: bool, argmax: bool) -> Program:
+    steps = Steps(dtype)
+    soft = _soft_columns(steps, scaled=scaled)
+    found = steps.soft_stats(None, soft, scale, dtype, argmax=argmax)
+    return steps.program([x for x in found if x is not None])
+
+
+@cache
+def _soft_grad_program(dtype: str, scale: float, *, scaled: bool, kept: bool) -> Program:
+    steps = Steps(dtype)
+    columns = {name: steps.given(name, REAL, ROWS) for name in ("top", "rest", "total", "factor")}
+    where = steps.given("where", TRUTH, ROWS) if kept else None
+    soft = _soft_columns(steps, scaled=scaled)
+    steps.soft_grad(None, None, soft, scale, **columns, kept=where)
     return steps.program([])
 
 

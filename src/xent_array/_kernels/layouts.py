@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,15 @@ _COPY_BYTES = 1 << 23
 #: Where rows begin in what is given and in the results, and which share of all rows they are of.
 Places = tuple[int, int, int]
 
-#: Parts of rows and of where their gradients go, and which of all rows is the first of each.
-Share = list[tuple[Array, Array, int]]
+#: Rows of logits, where their gradients go, and rows of probabilities; in the place of what there
+#: is not, the logits.
+Rows = tuple[Array, Array, Array]
 
-#: Does some segments of a program with rows, and where their gradients go; both have two axes.
-Work = Callable[[Array, Array, Places, Array, Any], None]
+#: Parts of rows, and which of all rows is the first of each.
+Share = list[tuple[Rows, int]]
+
+#: Does some segments of a program with rows, which have two axes.
+Work = Callable[[Rows, Places, Array, Any], None]
 
 
 @cache
@@ -81,31 +86,38 @@ def count_rows(x: Array) -> int:
 # --- rows in parts
 
 
-def strided(arrays: tuple[Array, ...]) -> Iterator[tuple[Array, ...]]:
+def strided(rows: Rows) -> Iterator[Rows]:
     """Parts of two axes, in C order."""
     try:
-        yield tuple(x.reshape((-1, x.shape[-1]), copy=False) for x in arrays)
+        yield _each(rows, lambda x: x.reshape((-1, x.shape[-1]), copy=False))
     except ValueError:  # rows that one stride does not reach
-        for part in zip(*arrays, strict=True):
+        for part in zip(*rows, strict=True):
             yield from strided(part)
 
 
-def pieces(arrays: tuple[Array, ...], most: int) -> Iterator[tuple[Array, ...]]:
+def pieces(rows: Rows, most: int) -> Iterator[Rows]:
     """Parts of at most so many rows, in C order, of any number of axes."""
-    for block in row_blocks(arrays[0].shape[:-1], most):
-        yield tuple(x[block] for x in arrays)
+    for block in row_blocks(rows[0].shape[:-1], most):
+        yield _each(rows, itemgetter(block))
 
 
-def dealt(parts: Iterable[tuple[Array, ...]], most: int, *, cut: bool) -> Iterator[Share]:
+def _each(rows: Rows, function: Callable[[Array], Array]) -> Rows:
+    """A function of rows; those that stand for what there is not still do."""
+    z, into, p = rows
+    part = function(z)
+    return part, part if into is z else function(into), part if p is z else function(p)
+
+
+def dealt(parts: Iterable[Rows], most: int, *, cut: bool) -> Iterator[Share]:
     """Deal parts of rows out to shares: of so many rows if parts are `cut`, else of some more."""
     share: Share = []
     room, before = most, 0
-    for arrays in parts:
-        rows, start = count_rows(arrays[0]), 0
+    for part in parts:
+        rows, start = count_rows(part[0]), 0
         while start < rows:
             stop = min(start + room, rows) if cut else rows
-            z, into = (x[start:stop] for x in arrays) if stop - start < rows else arrays
-            share.append((z, into, before + start))
+            some = _each(part, itemgetter(slice(start, stop))) if stop - start < rows else part
+            share.append((some, before + start))
             start, room = stop, room - (stop - start)
             if room <= 0:
                 yield share
@@ -129,15 +141,19 @@ def room_for(shape: tuple[int, ...], dtype: Any) -> Array:
 def on_copies(work: Work) -> Work:
     """Have some work done on copies of rows, and their gradients copied back."""
 
-    def copied(z: Array, into: Array, places: Places, segments: Array, columns: Any) -> None:
-        room = room_for(z.shape, z.dtype)
-        rows = room.reshape((-1, room.shape[-1]), copy=False)
+    def copied(arrays: Rows, places: Places, segments: Array, columns: Any) -> None:
+        z, into, p = arrays
         looks, writes = segments["looks"].any(), segments["writes"].any()
+        rows = room_for(z.shape, z.dtype)
+        probabilities = rows if p is z else room_for(p.shape, p.dtype)
         if looks or writes:
-            _copy(room, z)
-        work(rows, rows, places, segments, columns)
+            _copy(rows, z)
+            if p is not z:
+                _copy(probabilities, p)
+        (flat,) = strided((rows, rows, probabilities))
+        work(flat, places, segments, columns)
         if writes:
-            _copy(into, room)
+            _copy(into, rows)
 
     return copied
 

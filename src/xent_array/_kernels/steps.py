@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xent_array._kernels import RowStats
+from xent_array._kernels import RowStats, Soft, SoftStats
 from xent_array._kernels import _machine as machine
 from xent_array._kernels._machine import Operation
 from xent_array._kernels.columns import CLASSES, ONE, REAL, ROWS, WHOLE, Column, Ledger
 from xent_array._namespace import Array
 
-#: What loads the numbers of rows and classes that are not real, or not of rows.
-_LOADS = {"index": Operation.INDEX, "where": Operation.MASK, "weight": Operation.WEIGHT}
+#: What loads the numbers of rows that are not real.
+_LOADS = {"index": Operation.INDEX, "where": Operation.MASK}
 
 #: What operations are, by whether their first operand is real.
 _REAL = {
@@ -49,7 +49,9 @@ _SEEN = {
     "rest": machine.REST,
     "picked": machine.PICKED,
     "fall": machine.FALL,
+    "mass": machine.MASS,
     "argmax": machine.ARGMAX,
+    "label": machine.LABEL,
 }
 
 
@@ -72,7 +74,9 @@ class Program(NamedTuple):
     vectors: int
     sums: int
     masked: bool  # by the `where` that it is given
+    soft: bool  # the target is rows of probabilities
     reals: list[str]  # which real numbers of rows it is given
+    weights: list[str]  # and which of classes
     ones: list[tuple[str, int]]  # what is given for all rows, and where among the numbers
     results: list[Place]
     counts: tuple[int, int, int]  # how many there are of each kind
@@ -84,6 +88,14 @@ class Look(NamedTuple):
 
     target: Column
     weight: Column | None
+    argmax: bool
+
+
+class SoftLook(NamedTuple):
+    """What is asked of rows whose target is rows of probabilities; see `Soft`."""
+
+    times: Column | None
+    plus: Column | None
     argmax: bool
 
 
@@ -100,6 +112,19 @@ class Slope(NamedTuple):
     logarithm: bool
 
 
+class SoftSlope(NamedTuple):
+    """The same of rows whose target is rows of probabilities."""
+
+    times: Column | None
+    plus: Column | None
+    top: Column
+    rest: Column
+    total: Column
+    factor: Column
+    kept: Column | None
+    logarithm: bool = False
+
+
 class Steps(Ledger):
     """What is asked of columns, and kernels that note what is asked of rows."""
 
@@ -107,8 +132,8 @@ class Steps(Ledger):
 
     def __init__(self, dtype: str) -> None:
         super().__init__(dtype)
-        self._look: Look | None = None
-        self._slope: Slope | None = None
+        self._look: Look | SoftLook | None = None
+        self._slope: Slope | SoftSlope | None = None
         self._scale = 1.0
 
     def given(self, name: str, kind: str, extent: str) -> Column:
@@ -137,6 +162,25 @@ class Steps(Ledger):
         fall = None if weight is None else self._seen("fall", REAL)
         return RowStats(top, rest, picked, fall, self._seen("argmax", WHOLE) if argmax else None)
 
+    def reads_soft(self, _z: Any, _p: Any) -> bool:
+        """Whatever there is to be read."""
+        return True
+
+    def soft_stats(
+        self, _z: Any, soft: Soft, scale: float, _dtype: Any, *, argmax: bool
+    ) -> SoftStats:
+        """Note what is asked; see `_kernels.Kernels`."""
+        assert self._look is None, "rows are looked at once"
+        self._look, self._scale = SoftLook(*self._vectors(soft), argmax), scale
+        top, rest, mass, fall = (self._seen(name, REAL) for name in ("top", "rest", "mass", "fall"))
+        classes = [self._seen(name, WHOLE) if argmax else None for name in ("argmax", "label")]
+        return SoftStats(top, rest, mass, fall, *classes)
+
+    def _vectors(self, soft: Soft) -> tuple[Column | None, Column | None]:
+        if soft.times is None:
+            return None, None
+        return self.column(soft.times, REAL), self.column(soft.plus, REAL)
+
     def _seen(self, name: str, kind: str) -> Column:
         return self.noted("seen", (name,), kind, ROWS)
 
@@ -164,6 +208,24 @@ class Steps(Ledger):
         slope = Slope(top, pull, share, weight, at, chosen, kept, logarithm)
         self._slope, self._scale = slope, scale
 
+    def soft_grad(
+        self,
+        _z: Any,
+        _into: Any,
+        soft: Soft,
+        scale: float,
+        *,
+        top: Column,
+        rest: Column,
+        total: Column,
+        factor: Column | float,
+        kept: Column | None,
+    ) -> None:
+        """Note what is asked; see `_kernels.Kernels`."""
+        factor = self.column(factor, REAL)
+        self._slope = SoftSlope(*self._vectors(soft), top, rest, total, factor, kept)
+        self._scale = scale
+
     def program(self, results: Iterable[Column]) -> Program:
         """Write down what it takes to have some results, and the gradients asked for."""
         with np.errstate(all="ignore"):  # of numbers that the dtype holds as infinite, or as 0
@@ -173,11 +235,14 @@ class Steps(Ledger):
 class _Writer:
     """Writes the segments of a program."""
 
-    def __init__(self, ledger: Steps, look: Look | None, slope: Slope | None) -> None:
+    def __init__(
+        self, ledger: Steps, look: Look | SoftLook | None, slope: Slope | SoftSlope | None
+    ) -> None:
         self.ledger, self.look, self.slope = ledger, look, slope
         self.code, self.segments = list[tuple[int, ...]](), list[dict[str, int]]()
         self.numbers, self.whole_numbers = list[Any](), list[Any]()
-        self.masked, self.reals, self.ones = False, list[str](), list[tuple[str, int]]()
+        self.masked, self.ones = False, list[tuple[str, int]]()
+        self.reals, self.weights = list[str](), list[str]()
         self.constants = dict[int, int]()  # registers by a column's id
         self.sums, self.vectors = dict[int, Column](), dict[int, Column]()
         # Registers of a segment: the first is -1, the next -2, until all constants are known.
@@ -209,7 +274,9 @@ class _Writer:
             len(self.vectors),
             len(self.sums),
             self.masked,
+            isinstance(self.look, SoftLook) or isinstance(self.slope, SoftSlope),
             self.reals,
+            self.weights,
             self.ones,
             places,
             (counts[0], counts[1], counts[2]),
@@ -243,7 +310,7 @@ class _Writer:
     ) -> None:
         """Write a segment; in one that `looks`, what is asked of rows is done."""
         self.names, self.temporary = {}, 0
-        segment = dict.fromkeys(machine.FIELDS, 0) | {"fall": -1, "even": -1}
+        segment = dict.fromkeys(machine.FIELDS, 0) | dict.fromkeys(machine.VECTORS, -1)
         segment |= {"extent": _EXTENTS[extent], "start": len(self.code)}
         if looks and self.look is not None:
             segment |= self._looking(self.look)
@@ -264,24 +331,39 @@ class _Writer:
         segment["stop"] = len(self.code)
         self.segments.append(segment)
 
-    def _looking(self, look: Look) -> dict[str, int]:
+    def _looking(self, look: Look | SoftLook) -> dict[str, int]:
+        fields = {"looks": 1, "argmax": int(look.argmax)}
+        if isinstance(look, SoftLook):
+            return fields | self._soft_vectors(look)
         self._copy(machine.INDEX, look.target)
-        fall = -1 if look.weight is None else self._vector(look.weight)
-        return {"looks": 1, "fall": fall, "argmax": int(look.argmax)}
+        return fields | {"fall": -1 if look.weight is None else self._vector(look.weight)}
 
-    def _sloping(self, slope: Slope) -> dict[str, int]:
-        copies = [(machine.PULL, slope.pull), (machine.CHOSEN, slope.chosen)]
-        if slope.top.operation != "seen":
-            copies += [(machine.TOP, slope.top), (machine.INDEX, slope.target)]
-        if slope.even is not None:
-            copies.append((machine.EVEN, slope.even))
+    def _sloping(self, slope: Slope | SoftSlope) -> dict[str, int]:
+        known = slope.top.operation == "seen"
+        if isinstance(slope, SoftSlope):
+            copies = [(machine.TOTAL, slope.total), (machine.FACTOR, slope.factor)]
+            read = [(machine.TOP, slope.top), (machine.REST, slope.rest)]
+            vectors = self._soft_vectors(slope)
+        else:
+            copies = [(machine.PULL, slope.pull), (machine.CHOSEN, slope.chosen)]
+            read = [(machine.TOP, slope.top), (machine.INDEX, slope.target)]
+            vectors = {}
+            if slope.even is not None and slope.weight is not None:
+                copies.append((machine.EVEN, slope.even))
+                vectors = {"even": self._vector(slope.weight)}
+        if not known:
+            copies += read
         if slope.kept is not None:
             copies.append((machine.KEPT, slope.kept))
         for register, column in copies:
             self._copy(register, column)
-        even = -1 if slope.weight is None or slope.even is None else self._vector(slope.weight)
         keeps, logarithm = int(slope.kept is not None), int(slope.logarithm)
-        return {"writes": 1, "even": even, "keeps": keeps, "logarithm": logarithm}
+        return {"writes": 1, "keeps": keeps, "logarithm": logarithm} | vectors
+
+    def _soft_vectors(self, asked: SoftLook | SoftSlope) -> dict[str, int]:
+        if asked.times is None or asked.plus is None:
+            return {}
+        return {"times": self._vector(asked.times), "plus": self._vector(asked.plus)}
 
     def _copy(self, register: int, column: Column) -> None:
         operation = Operation.COPY if column.kind == REAL else Operation.WHOLE_COPY
@@ -308,7 +390,7 @@ class _Writer:
         """The operation that computes a column, and its operands."""
         operation, args, real = column.operation, column.args, column.kind == REAL
         if operation == "given":
-            return self._given(args[0])
+            return self._given(column)
         if operation == "total":
             return (Operation.SUM if real else Operation.COUNT), self._sum(column)
         if operation == "take":
@@ -318,13 +400,16 @@ class _Writer:
             return (Operation.WHERE if real else Operation.WHOLE_WHERE), *values
         return (_REAL if args[0].kind == REAL else _WHOLE)[operation], *values
 
-    def _given(self, name: str) -> tuple[int, ...]:
+    def _given(self, column: Column) -> tuple[int, ...]:
+        (name,) = column.args
         self.masked |= name == "where"
         if name in _LOADS:
             return (_LOADS[name],)
-        if name not in self.reals:
-            self.reals.append(name)
-        return Operation.GIVEN, self.reals.index(name)
+        of_rows = column.extent == ROWS
+        names = self.reals if of_rows else self.weights
+        if name not in names:
+            names.append(name)
+        return Operation.GIVEN if of_rows else Operation.WEIGHT, names.index(name)
 
     def _constant(self, column: Column) -> int:
         """The register of what is the same for all rows and known before."""
@@ -351,7 +436,7 @@ _EXTENTS = {ROWS: machine.ROWS, CLASSES: machine.CLASSES, ONE: machine.ONE}
 _STORES = (Operation.RESULT, Operation.WHOLE_RESULT, Operation.FINAL)
 
 
-def _columns(asked: Look | Slope | None) -> list[Column]:
+def _columns(asked: tuple[Any, ...] | None) -> list[Column]:
     return [x for x in asked or () if isinstance(x, Column)]
 
 
