@@ -54,8 +54,10 @@ def grown(call: Call) -> float:
 
 def main(library: str, name: str, passage: str, code: str) -> None:
     """Find the contestant and the problem."""
-    peer = next(peer for peer in peers_of(library) if peer.name == name)
     problem = Problem.of(code)
+    peer = next(
+        peer for peer in peers_of(library) if peer.name == name and peer.enters(problem, passage)
+    )
     with tempfile.TemporaryDirectory(dir=DISK) as folder:
         arrays = problem.mapped(folder) if problem == MAPPED else problem.data()
         print(weigh(peer, passage, arrays))

@@ -20,6 +20,9 @@ from problems import (
     MORE_ROWS,
     NARROW,
     SMALL,
+    SOFT_HALF,
+    SOFT_IMAGES,
+    SOFT_LARGE,
     WEIGHED,
     WIDE,
     Problem,
@@ -171,6 +174,7 @@ def single(value: float) -> Spread:
 
 
 GIANTS = f"{LARGE.shape} and {WIDE.shape}"
+SOFT_PLACES = f"{LARGE.shape} and images {IMAGES.shape}"
 
 GOALS = [
     Goal(
@@ -247,6 +251,24 @@ GOALS = [
         f"torch forward and backward, bfloat16 {HALF.shape}: F.cross_entropy ÷ ours",
         theirs_over_ours("torch", EAGER, GRADIENT, HALF),
         at_least(1, 3),
+    ),
+    *(
+        Goal(
+            f"probabilities, {library} {done}, {SOFT_PLACES}: {name} ÷ ours",
+            theirs_over_ours(library, peers, passage, SOFT_LARGE, SOFT_IMAGES),
+            at_least(None, 1),
+        )
+        for library, name, peers in (
+            ("NumPy", "by hand", BY_HAND[:1]),
+            ("torch", "F.cross_entropy", EAGER),
+            ("JAX", "optax", OPTAX),
+        )
+        for passage, done in ((FORWARD, "forward"), (GRADIENT, "loss and gradient"))
+    ),
+    Goal(
+        f"probabilities, torch loss and gradient, bfloat16 {HALF.shape}: F.cross_entropy ÷ ours",
+        theirs_over_ours("torch", EAGER, GRADIENT, SOFT_HALF),
+        at_least(None, 1),
     ),
     *(
         Goal(

@@ -37,6 +37,16 @@ def anything(_: Problem) -> bool:
     return True
 
 
+def soft(problem: Problem) -> bool:
+    """Whether it is one of probabilities."""
+    return problem.is_soft
+
+
+def hard(problem: Problem) -> bool:
+    """Whether it is one of class indices."""
+    return not problem.is_soft
+
+
 class Peer(NamedTuple):
     """A contestant."""
 

@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss
 
 import xent_array
 
-from peers import Call, Peer, Prepare, both_engines
+from peers import Call, Peer, Prepare, both_engines, hard, soft
 from problems import Problem
 
 LossAndGrad = tuple[np.floating, np.ndarray]
@@ -82,6 +82,38 @@ def gradient_by_scipy(logits: np.ndarray, target: np.ndarray) -> LossAndGrad:
     return -picked.mean(), grad
 
 
+def softly_by_hand(logits: np.ndarray, target: np.ndarray) -> np.floating:
+    """Weigh the log-softmax by probabilities."""
+    return -(target * log_softmax_by_hand(logits)).sum(axis=1).mean()
+
+
+def softly_by_scipy(logits: np.ndarray, target: np.ndarray) -> np.floating:
+    """Weigh SciPy's log_softmax."""
+    return -(target * log_softmax(logits, axis=1)).sum(axis=1).mean()
+
+
+def soft_gradient_by_hand(logits: np.ndarray, target: np.ndarray) -> LossAndGrad:
+    """Take the exponentials once, of probabilities that sum to 1."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    grad = np.exp(shifted)
+    sums = grad.sum(axis=1, keepdims=True)
+    losses = np.log(sums[:, 0]) - (target * shifted).sum(axis=1)
+    grad /= sums
+    grad -= target
+    grad /= losses.size
+    return losses.mean(), grad
+
+
+def soft_gradient_by_scipy(logits: np.ndarray, target: np.ndarray) -> LossAndGrad:
+    """SciPy's log_softmax, and its exponentials less the probabilities."""
+    log_probabilities = log_softmax(logits, axis=1)
+    losses = -(target * log_probabilities).sum(axis=1)
+    grad = np.exp(log_probabilities)
+    grad -= target
+    grad /= losses.size
+    return losses.mean(), grad
+
+
 def widened(logits: np.ndarray, target: np.ndarray) -> np.floating:
     """By hand in float32: NumPy's own functions are slow and coarse in bfloat16."""
     return by_hand(logits.astype(np.float32), target)
@@ -103,8 +135,13 @@ def on_arrays(function: Callable[..., object]) -> Prepare:
 
 
 def in_numpy(problem: Problem) -> bool:
-    """Whether NumPy itself has the dtype."""
-    return problem.dtype != "bfloat16"
+    """Whether NumPy itself has the dtype, of class indices."""
+    return problem.dtype != "bfloat16" and hard(problem)
+
+
+def soft_in_numpy(problem: Problem) -> bool:
+    """The same of probabilities."""
+    return problem.dtype != "bfloat16" and soft(problem)
 
 
 def plain(problem: Problem) -> bool:
@@ -124,9 +161,21 @@ PEERS = [
         "NumPy: by hand in float32",
         on_arrays(widened),
         on_arrays(widened_gradient),
-        lambda problem: not in_numpy(problem),
+        lambda problem: problem.dtype == "bfloat16" and hard(problem),
     ),
     Peer("SciPy: log_softmax", on_arrays(by_scipy), on_arrays(gradient_by_scipy), in_numpy),
+    Peer(
+        "NumPy: by hand",
+        on_arrays(softly_by_hand),
+        on_arrays(soft_gradient_by_hand),
+        soft_in_numpy,
+    ),
+    Peer(
+        "SciPy: log_softmax",
+        on_arrays(softly_by_scipy),
+        on_arrays(soft_gradient_by_scipy),
+        soft_in_numpy,
+    ),
     # It makes a matrix of ones and zeros of the targets, of eight bytes each.
     Peer("scikit-learn: log_loss", on_arrays(by_scikit_learn), takes=plain, most=5e6),
 ]

@@ -23,7 +23,7 @@ from xent_array._kernels._lanes import (
     scale_to,
     settle,
     settled,
-    soften,
+    soften_each,
     widen_to,
 )
 from xent_array._kernels._machine import (
@@ -245,9 +245,12 @@ def write_softly_across(every, row, here, scale, soft, left, keeps, registers, t
     """The same of rows that want something of every class; that may be left in a tile too."""
     (z, p, into), (reals, wholes), (tile, wants) = every, registers, tiles
     (times, plus), classes = soft, z.shape[1]
-    lanes = np.empty((2, LANES), reals.dtype)
-    exps, buffer, nothing = lanes[0], lanes[1], reals.dtype.type(0)
-    rest, total, slope = reals[REST], reals[TOTAL], reals[FACTOR]
+    lanes = np.empty((3, LANES), reals.dtype)
+    exps, buffer, inverse = lanes[0], lanes[1], lanes[2]
+    nothing, one = reals.dtype.type(0), reals.dtype.type(1)
+    rest, total, factor = reals[REST], reals[TOTAL], reals[FACTOR]
+    for k in range(LANES):
+        inverse[k] = one / (one + rest[k])
     for start in range(0, classes, TILE):
         width = min(TILE, classes - start)
         if not left:
@@ -258,7 +261,7 @@ def write_softly_across(every, row, here, scale, soft, left, keeps, registers, t
                 widen_to(exps, tile[c])
             else:
                 expose_each(exps, tile[c], reals[TOP], scale)
-            soften(buffer, exps, wants[c], rest, total, slope)
+            soften_each(buffer, exps, wants[c], rest, total, inverse, factor)
             if keeps:
                 for k in range(here):
                     buffer[k] = buffer[k] if wholes[KEPT, k] else nothing

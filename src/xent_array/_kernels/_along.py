@@ -187,15 +187,14 @@ def write_softly_along(every, first, n, how, soft, keeps, registers, room):
     """The same of rows that want something of every class."""
     (z, p, into), (reals, wholes), (exps, wanted, lanes) = every, registers, room
     (left, _fetches, scale), (times, plus), classes = how, soft, z.shape[1]
-    rest, total, slope, buffer = lanes[0], lanes[1], lanes[2], lanes[3]
+    buffer = lanes[0]
     for k in range(n):
         i = first + k
         if keeps and not wholes[KEPT, k]:
             clear(line(into, i, 0, classes))
             continue
-        rest[:] = reals[REST, k]
-        total[:] = reals[TOTAL, k]
-        slope[:] = reals[FACTOR, k]
+        rest, total, factor = reals[REST, k], reals[TOTAL, k], reals[FACTOR, k]
+        inverse = reals.dtype.type(1) / (reals.dtype.type(1) + rest)
         for start in range(0, classes, STRETCH):
             length = min(STRETCH, classes - start)
             grad = line(into, i, start, length)
@@ -204,5 +203,5 @@ def write_softly_along(every, first, n, how, soft, keeps, registers, room):
             else:
                 expose(exps, line(z, i, start, length), reals[TOP, k], scale)
             want(wanted, line(p, i, start, length), times[start:], plus[start:])
-            soften(buffer, exps, wanted, rest, total, slope)
+            soften(buffer, exps, wanted, rest, total, inverse, factor)
             copy(grad, buffer)

@@ -122,14 +122,25 @@ def expose_each(exps, x, top, scale):
 
 
 @compiled
-def soften(slope, exps, wanted, rest, total, factor):
-    """Derivatives where every class is wanted: `ProbabilityRows.gradient` tells why these."""
-    half, one = slope.dtype.type(0.5), slope.dtype.type(1)
+def softly(e, q, rest, total, inverse, factor):
+    """A derivative where every class is wanted: `ProbabilityRows.gradient` tells why this."""
+    leading = ((total - q) - q * rest) * inverse
+    follower = e * (total * inverse) - q
+    return (leading if e - rest > type(e)(0.5) else follower) * factor
+
+
+@compiled
+def soften(slope, exps, wanted, rest, total, inverse, factor):
+    """The derivatives of some classes of a row."""
     for k in range(LANES):
-        q, inverse = wanted[k], one / (one + rest[k])
-        leading = ((total[k] - q) - q * rest[k]) * inverse
-        follower = exps[k] * (total[k] * inverse) - q
-        slope[k] = (leading if exps[k] > half + rest[k] else follower) * factor[k]
+        slope[k] = softly(exps[k], wanted[k], rest, total, inverse, factor)
+
+
+@compiled
+def soften_each(slope, exps, wanted, rest, total, inverse, factor):
+    """The derivative of one class in each row."""
+    for k in range(LANES):
+        slope[k] = softly(exps[k], wanted[k], rest[k], total[k], inverse[k], factor[k])
 
 
 @compiled
