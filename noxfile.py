@@ -63,9 +63,14 @@ def groups(*names: str) -> list[str]:
     return list(nox.project.dependency_groups(PYPROJECT, *names))
 
 
-def install(session: nox.Session, *names: str) -> None:
-    """Install dependency groups and the package itself, in one go so that all pins are seen."""
-    session.install(*groups(*names), ".")
+def install(session: nox.Session, *wanted: str) -> None:
+    """Install what is wanted, in one go so that all pins are seen.
+
+    Python compiles what it imports, and keeps that; to compile everything takes pip longer than
+    all else it does.
+    """
+    session.env["PYTHONDONTWRITEBYTECODE"] = ""
+    session.install("--no-compile", *wanted)
 
 
 def conformance(session: nox.Session, namespace: str) -> None:
@@ -83,32 +88,36 @@ def tests(session: nox.Session) -> None:
     the docs and docstrings. Where kernels serve a library whatever its calls, the array code that
     they stand for is tested as well.
     """
-    install(session, "test", "cuda")
+    install(session, *groups("test", "cuda"), ".")
     chosen = [name for name in session.posargs if name in (*NAMESPACES, "examples")]
     options = [option for option in session.posargs if option not in chosen]
-    for name in chosen or (*NAMESPACES, "examples"):
-        if name == "examples":
-            session.run("pytest", "README.md", "docs", "src", *options)
-        else:
-            tests_on(session, name, options)
+    libraries = [name for name in chosen or NAMESPACES if name != "examples"]
+    tests_on(session, libraries, options)
+    without = [name for name in libraries if name in KERNELS_SERVE]
+    tests_on(session, without, options, XENT_ARRAY_KERNELS="off")
+    if not chosen or "examples" in chosen:
+        session.run("pytest", "README.md", "docs", "src", *options)
 
 
-def tests_on(session: nox.Session, library: str, options: list[str]) -> None:
-    """Run the tests on one array library, by kernels and without them."""
+def tests_on(
+    session: nox.Session, libraries: list[str], options: list[str], **settings: str
+) -> None:
+    """Run the tests on some array libraries, all at once: to collect them takes a while."""
+    if not libraries:
+        return
+    chosen = [f"--array-api-backend={name.replace('-', '_')}" for name in libraries]
     # As many processes as processors, and no threads in them, which would get in each other's way.
     parallel = ("-n", "auto", "--dist", "worksteal")
-    chosen = ("tests", "--array-api-backend", library.replace("-", "_"), *parallel, *options)
-    environment = {"OMP_NUM_THREADS": "1", **QUICK_TO_COMPILE}
-    session.run("pytest", *chosen, env=environment)
-    if library in KERNELS_SERVE:
-        session.run("pytest", *chosen, env={**environment, "XENT_ARRAY_KERNELS": "off"})
+    alone = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    environment = {**alone, **QUICK_TO_COMPILE, **settings}
+    session.run("pytest", "tests", *chosen, *parallel, *options, env=environment)
 
 
 @nox.session
 @nox.parametrize("backend", BACKENDS)
 def imports(session: nox.Session, backend: str) -> None:
     """Use one array library with nothing else installed: the self-check and the conformance kit."""
-    session.install(*groups(backend), ".[testing]")
+    install(session, *groups(backend), ".[testing]")
     session.run("python", *WARNINGS, "-m", "xent_array")
     conformance(session, NAMESPACES[backend])
 
@@ -116,7 +125,7 @@ def imports(session: nox.Session, backend: str) -> None:
 @nox.session
 def stranger(session: nox.Session) -> None:
     """Run the conformance kit on ndonnx, an array library that is not otherwise supported."""
-    session.install("ndonnx>=0.23", "onnxruntime>=1.20", ".[testing]")
+    install(session, "ndonnx>=0.23", "onnxruntime>=1.20", ".[testing]")
     conformance(session, "ndonnx")
 
 
@@ -126,7 +135,7 @@ PYTHONS = interpreters()
 @nox.session(python=sorted({*PYTHONS[:1], *PYTHONS[-1:]}))
 def pythons(session: nox.Session) -> None:
     """Run the conformance kit on the oldest and the newest Python there is."""
-    session.install(*groups("numpy", "array-api-strict"), ".[testing]")
+    install(session, *groups("numpy", "array-api-strict"), ".[testing]")
     for namespace in ("numpy", "array_api_strict"):
         conformance(session, namespace)
 
@@ -142,7 +151,7 @@ def minimums(session: nox.Session) -> None:
         for bound in requirement.specifier
         if requirement.name != "torch"
     ]
-    session.install(*oldest, ".[testing]")
+    install(session, *oldest, ".[testing]")
     for backend, namespace in NAMESPACES.items():
         if backend != "torch":
             conformance(session, namespace)
@@ -151,7 +160,7 @@ def minimums(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, formatting and which module may import which."""
-    install(session, "lint")
+    install(session, *groups("lint"), ".")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("lint-imports", "--no-cache")
@@ -160,39 +169,39 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Check the types, with the array libraries there to be checked against."""
-    install(session, "typing", "backends")
+    install(session, *groups("typing", "backends"), ".")
     session.run("mypy", "--strict", *session.posargs)
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning or a broken reference fails."""
-    install(session, "docs")
+    install(session, *groups("docs"), ".")
     session.run("sphinx-build", "-W", "-n", "-b", "html", "docs", "docs/_build/html")
 
 
 @nox.session
 def demo(session: nox.Session) -> None:
     """Learn to read handwritten digits on every array library."""
-    install(session, "demo")
+    install(session, *groups("demo"), ".")
     session.run("python", "examples/digits.py")
 
 
 @nox.session
 def encoder(session: nox.Session) -> None:
     """Compare the linear loss with the logits held, on the weights of a sentence encoder."""
-    install(session, "encoder")
+    install(session, *groups("encoder"), ".")
     session.run("python", "examples/sentence_encoder.py")
 
 
 @nox.session
 def build(session: nox.Session) -> None:
     """Build the source distribution and the wheel into dist/; run the tests from the wheel."""
-    session.install("build")
+    install(session, "build")
     shutil.rmtree("dist", ignore_errors=True)
     session.run("python", "-m", "build")
     (wheel,) = Path("dist").glob("*.whl")
-    session.install(*groups("suite"), str(wheel))
+    install(session, *groups("suite"), str(wheel))
     session.run("pytest", "tests", "--array-api-backend", "numpy", *session.posargs)
     # Without this file the type checkers of its users would ignore the package's types.
     typed = "import importlib.resources as r; assert (r.files('xent_array') / 'py.typed').is_file()"
@@ -254,7 +263,7 @@ def gpu_bench(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure time and memory beside the libraries' own losses, and make the page of them."""
-    install(session, "bench")
+    install(session, *groups("bench"), ".")
     silent = {"TF_CPP_MIN_LOG_LEVEL": "3"}  # XLA tells whatever takes it long to compile
     session.run("python", "benchmarks/measure.py", *session.posargs, env=silent)
     session.run("python", "benchmarks/report.py")
