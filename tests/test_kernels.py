@@ -137,10 +137,16 @@ def test_scattered_rows_are_read_from_copies(view, dtype, monkeypatch):
     assert mean == pytest.approx(same, rel=1e-6, nan_ok=True)
 
 
-def test_rows_too_long_to_be_copied(monkeypatch):
-    monkeypatch.setattr(layouts, "_COPY_BYTES", 1 << 12)
+def test_rows_too_long_to_be_copied_are_read_by_array_code(monkeypatch):
+    """Logits, probabilities and memory for the gradient."""
     z, target = np.random.default_rng(0).standard_normal((3, 4000))[:, ::2], np.asarray([0, 5, 9])
-    assert layouts.lie_well(z)
+    dense = np.ascontiguousarray(z)
+    assert KERNELS.suits(1, z, z, z)
+    monkeypatch.setattr(layouts, "_COPY_BYTES", 1 << 12)
+    assert KERNELS.suits(1, dense, dense, dense)
+    assert KERNELS.suits(0, dense.T, None, None)
+    for arrays in ((z, None, None), (dense, z, None), (dense, None, z)):
+        assert not KERNELS.suits(1, *arrays)
     found = xent_array.cross_entropy_and_grad(z, target)
     expected = xent_array.cross_entropy_and_grad(np.ascontiguousarray(z), target)
     for ours, theirs in zip(found[:2], expected[:2], strict=True):

@@ -156,7 +156,7 @@ def test_which_dtypes_go_together():
     narrow = {np.float32, np.float16, BFLOAT16}
     for dtype, other in itertools.product((*narrow, np.float64), repeat=2):
         together = dtype is other or {dtype, other} <= narrow
-        assert KERNELS.reads_soft(np.ones((2, 3), dtype), np.ones((2, 3), other)) == together
+        assert KERNELS.suits(1, np.ones((2, 3), dtype), None, np.ones((2, 3), other)) == together
 
 
 @pytest.mark.parametrize("dtypes", [(BFLOAT16, np.float32), (np.float32, np.float64)])

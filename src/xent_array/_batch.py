@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from xent_array._backends import Memory, Standard
-from xent_array._kernels import Kernels, SoftKernels
+from xent_array._kernels import Kernels
 from xent_array._namespace import Array
 from xent_array._options import OnEmpty, Reduction
 from xent_array._rows import classes_last, row_shape
@@ -194,9 +194,8 @@ def with_kernels(batch: Batch) -> Batch:
     """The same batch, read by kernels where there are any for it."""
     logits, target = batch.logits, batch.target
     kernels = batch.backend.kernels(logits) if suits_kernels(batch) else None
-    if isinstance(target, ProbabilityTarget) and not (
-        isinstance(kernels, SoftKernels) and kernels.reads_soft(logits, target.array)
-    ):
+    p = target.array if isinstance(target, ProbabilityTarget) else None
+    if kernels is not None and not kernels.suits(batch.axis, logits, batch.out, p):
         kernels = None
     return batch._replace(kernels=kernels)
 

@@ -244,6 +244,10 @@ class Noted:
         self._ledger, self._keeps = ledger, keeps
         self._looked: _Looked | None = None
 
+    def suits(self, _axis: int, _z: Any, _into: Any, _p: Any) -> bool:
+        """Nothing is read while it is noted."""
+        return True
+
     def serial(self) -> Noted:
         """The same: a GPU shares rows by itself."""
         return self

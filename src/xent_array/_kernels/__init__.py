@@ -62,6 +62,12 @@ class Kernels(Protocol):
     def compiler(self) -> str:
         """What compiled them, in the words of ``python -m xent_array``."""
 
+    def suits(self, axis: int, z: Array, into: Array | None, p: Array | None) -> bool:
+        """Whether rows of logits with such a class axis are read well.
+
+        Their gradients go `into` memory of the caller's, and `p` are probabilities, if there are.
+        """
+
     def serial(self) -> Kernels:
         """The same on no thread but the caller's, where threads would share their work."""
 
@@ -108,9 +114,6 @@ class Kernels(Protocol):
 @runtime_checkable
 class SoftKernels(Kernels, Protocol):
     """The same for targets of rows of probabilities too."""
-
-    def reads_soft(self, z: Array, p: Array) -> bool:
-        """Whether such rows of logits can be read with such rows of probabilities."""
 
     def soft_stats(
         self, z: Array, soft: Soft, scale: float, dtype: Any, *, argmax: bool

@@ -130,6 +130,10 @@ class Kernels:
         """Why they do not run on a device, or None if they do."""
         return self._program.why_not(device)
 
+    def suits(self, _axis: int, _z: Array, _into: Array | None, p: Array | None) -> bool:
+        """Whether the target is no rows of probabilities."""
+        return p is None
+
     def serial(self) -> Kernels:
         """The same: a GPU shares rows by itself."""
         return self

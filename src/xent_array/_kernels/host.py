@@ -18,6 +18,7 @@ from xent_array._kernels.layouts import (
     Share,
     Work,
     along_classes,
+    can_be_copied,
     count_rows,
     dealt,
     lie_well,
@@ -124,9 +125,15 @@ class Kernels(NamedTuple):
         program = _grad_program(top.dtype.name, scale, frozenset(given), logarithm=logarithm)
         self.run(program, z, into, given)
 
-    def reads_soft(self, z: Array, p: Array) -> bool:
-        """Whether rows of logits can be read with such rows of probabilities."""
-        return self.serves(p) and (p.dtype.itemsize > 4) == (z.dtype.itemsize > 4)
+    def suits(self, axis: int, z: Array, into: Array | None, p: Array | None) -> bool:
+        """Whether rows of such arrays are read well; see `_kernels.Kernels`."""
+        if p is not None and not (
+            self.serves(p) and (p.dtype.itemsize > 4) == (z.dtype.itemsize > 4)
+        ):
+            return False
+        if can_be_copied(z, axis):
+            return True
+        return lie_well(*(np.moveaxis(x, axis, -1) for x in (z, into, p) if x is not None))
 
     def soft_stats(
         self, z: Array, soft: Soft, scale: float, dtype: Any, *, argmax: bool

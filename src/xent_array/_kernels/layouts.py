@@ -20,9 +20,12 @@ _READ_AS = {"float64": "f8", "float32": "f4", "float16": "u2", "bfloat16": "i2"}
 #: Adjacent classes of a row are read along the row from so many on; of fewer, many rows at once.
 _MANY = 65
 
-#: Bytes of a row up to which rows are copied. Longer ones take many times as long without, and so
-#: much memory with a copy.
+#: Bytes of a row up to which rows are copied. Longer ones would take that much memory, and without
+#: a copy many times as long as array code.
 _COPY_BYTES = 1 << 23
+
+#: Logits in rows that one stride reaches, from which on a call for them costs less than a copy.
+_RUN = 1 << 12
 
 #: Where rows begin in what is given and in the results, and which share of all rows they are of.
 Places = tuple[int, int, int]
@@ -53,10 +56,13 @@ def along_classes(*arrays: Array) -> bool:
 
 
 def lie_well(*arrays: Array) -> bool:
-    """Whether kernels are as fast on arrays of rows as on copies, or copies would be too large."""
-    if along_classes(*arrays) or all(map(_in_long_runs, arrays)):
-        return True
-    return bool(arrays[0].shape[-1] * arrays[0].itemsize > _COPY_BYTES)
+    """Whether kernels are as fast on arrays of rows as on copies."""
+    return along_classes(*arrays) or all(map(_in_long_runs, arrays))
+
+
+def can_be_copied(x: Array, axis: int) -> bool:
+    """Whether rows are short enough for a copy, if they do not lie well."""
+    return bool(x.shape[axis] * x.itemsize <= _COPY_BYTES)
 
 
 def _in_long_runs(x: Array) -> bool:
@@ -74,8 +80,9 @@ def _in_long_runs(x: Array) -> bool:
         elif x.strides[axis] != step * length:
             break
         length *= x.shape[axis]
-    enough = length >= LANES // 2 or (few and length == count_rows(x))
-    return enough and bool(adjacent or step == x.itemsize)
+    whole = length == count_rows(x)
+    long = length >= LANES // 2 and (whole or length * x.shape[-1] >= _RUN)
+    return (long or (few and whole)) and bool(adjacent or step == x.itemsize)
 
 
 def count_rows(x: Array) -> int:

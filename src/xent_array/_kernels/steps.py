@@ -162,8 +162,8 @@ class Steps(Ledger):
         fall = None if weight is None else self._seen("fall", REAL)
         return RowStats(top, rest, picked, fall, self._seen("argmax", WHOLE) if argmax else None)
 
-    def reads_soft(self, _z: Any, _p: Any) -> bool:
-        """Whatever there is to be read."""
+    def suits(self, _axis: int, _z: Any, _into: Any, _p: Any) -> bool:
+        """Nothing is read while it is noted."""
         return True
 
     def soft_stats(
