@@ -13,6 +13,7 @@ from sybil.document import PythonDocStringDocument
 from sybil.parsers.myst import PythonCodeBlockParser
 from sybil.parsers.rest import DocTestParser
 
+import xent_array
 from xent_array import _kernels
 from xent_array._capabilities import FEATURES, LIBRARIES
 
@@ -120,6 +121,21 @@ def xp(request):
             boolean_indexing=False, data_dependent_shapes=False, enabled_extensions=()
         )
     return namespace
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled():
+    """Of several processes each compiles some of the kernels, which the others find on disk."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None or _kernels.why_not_for_host() is not None:
+        return
+    np, ml_dtypes = importlib.import_module("numpy"), importlib.import_module("ml_dtypes")
+    number, count = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    for dtype in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)[number::count]:
+        for classes in (10, 100):
+            logits = np.zeros((2, classes), dtype)
+            for target in (np.zeros(2, int), logits):
+                xent_array.cross_entropy_and_grad(logits, target)
 
 
 @pytest.fixture

@@ -44,7 +44,9 @@ def page(run: Results) -> str:
         gpu=GPU.read_text(),
         machine=table(["", ""], run.machine.items()),
         warning="" if run.complete else PARTIAL,
-        again=f" ({', '.join(run.again)} measured again by themselves)" if run.again else "",
+        again=f" ({', '.join(run.again)} measured by themselves, on this machine or one like it)"
+        if run.again
+        else "",
         rounds=rounds(run),
         pause=PAUSE_SECONDS * 1e3,
         least=LEAST_SECONDS * 1e3,

@@ -201,8 +201,9 @@ def test_a_cluster(processes):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("chunks", ["256x32000", "1024x4000"])
-@pytest.mark.parametrize("scheduler", ["threads", "cluster"])
+@pytest.mark.parametrize(
+    ("chunks", "scheduler"), [("256x32000", "threads"), ("1024x4000", "cluster")]
+)
 def test_memory_does_not_grow_with_the_logits(chunks, scheduler):
     """2 GB of logits made chunk by chunk are reduced in a few hundred MB."""
     command = [sys.executable, str(BENCHMARKS / "lazy_memory.py"), "2", chunks, scheduler]

@@ -107,6 +107,7 @@ def _read_by_kernel(
         top, rest, mass, fall, argmax, label = kernels.soft_stats(
             z, rows.soft(), scale, dtype, argmax=batch.return_stats
         )
+        # Of whole rows the class matters, not what the greatest is.
         greatest = [None if x is None else Greatest(top, x) for x in (argmax, label)]
         return Slab(FourNumbers(top, rest, mass, fall), *greatest), None
     top, rest, picked, share, argmax = kernels.row_stats(
