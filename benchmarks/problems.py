@@ -47,6 +47,11 @@ class Problem(NamedTuple):
         return cls(tuple(map(int, shape.split("x"))), *others)
 
     @property
+    def drawn(self) -> type[np.floating]:
+        """The dtype that numbers are drawn in, before they are rounded to its own."""
+        return np.float64 if self.dtype == "float64" else np.float32
+
+    @property
     def elements(self) -> int:
         return math.prod(self.shape)
 
@@ -57,8 +62,7 @@ class Problem(NamedTuple):
 
     def data(self) -> tuple[np.ndarray, np.ndarray]:
         """Draw standard normal logits and uniform targets, as NumPy arrays."""
-        wide = np.float64 if self.dtype == "float64" else np.float32
-        logits = np.random.default_rng(0).standard_normal(self.shape, wide)
+        logits = np.random.default_rng(0).standard_normal(self.shape, self.drawn)
         return logits.astype(DTYPES[self.dtype], copy=False), self.wanted()
 
     def mapped(self, folder: str) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +76,7 @@ class Problem(NamedTuple):
         rng, (samples, classes, *places) = np.random.default_rng(1), self.shape
         if not self.is_soft:
             return rng.integers(0, classes, (samples, *places))
-        p = rng.random(self.shape, np.float64 if self.dtype == "float64" else np.float32)
+        p = rng.random(self.shape, self.drawn)
         p /= p.sum(axis=1, keepdims=True)
         return p.astype(DTYPES[self.dtype], copy=False)
 

@@ -220,6 +220,11 @@ def means_what_it_means_to_the_array_code(axis, classes, monkeypatch, every):
     }
     arrays["weights"][3] = 0.0
     set_budget(monkeypatch, 8 * classes * 5)
+    agrees_with_the_array_code(logits, target, axis, arrays, every)
+
+
+def agrees_with_the_array_code(logits, target, axis, arrays, every):
+    """Loss, statistics and gradient, with some options, which may name arrays."""
     for values in every:
         options = dict(zip(OPTIONS, values, strict=True), axis=axis, return_stats=True)
         options = {k: arrays.get(v, v) if isinstance(v, str) else v for k, v in options.items()}
